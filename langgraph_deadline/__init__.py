@@ -1,0 +1,40 @@
+"""Agent runs that know when they have run out of time."""
+
+from ._scope import (
+    check,
+    current_deadline,
+    detach,
+    fail_after,
+    move_on_after,
+    remaining,
+    shield,
+)
+from .callbacks import DeadlineHandler
+from .control import RunControl
+from .deadline import Deadline
+from .errors import DeadlineExceeded
+from .graph import StateGraph, with_deadline
+from .nodes import RemainingTime
+from .policy import DeadlinePolicy, StepBudget
+from .report import RunReport, collect_runs
+
+__all__ = (
+    "Deadline",
+    "DeadlineExceeded",
+    "DeadlineHandler",
+    "DeadlinePolicy",
+    "RemainingTime",
+    "RunControl",
+    "RunReport",
+    "StateGraph",
+    "StepBudget",
+    "check",
+    "collect_runs",
+    "current_deadline",
+    "detach",
+    "fail_after",
+    "move_on_after",
+    "remaining",
+    "shield",
+    "with_deadline",
+)

@@ -1,0 +1,249 @@
+"""One step of a run, and how it is cut: cancel, join with a bound, give up.
+
+A cut only ever does three things to a step: it writes down the cause, which fences the
+step's effects off from then on; it asks the work to stop; and it sees to it that the
+guard waiting for the work waits no longer than the grace. The rest is the guard's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import tasks as asyncio_tasks
+from typing import Any, Literal, Protocol
+
+from . import _clock
+from ._scope import Scope
+from ._threads import Bell, Job
+from .errors import Cause, DeadlineExceeded, RunCut
+from .report import Straggler
+
+Kind = Literal["node", "task", "otherwise", "fallback"]
+
+
+class Cuttable(Protocol):
+    """A run inside a step, which is asked to end before the step is interrupted."""
+
+    def cut(self, cause: Cause, step: str | None = None) -> None:
+        """Cut what the run is doing."""
+        ...
+
+
+class Step(Scope):
+    """A node, task or retry loop that a run is executing."""
+
+    __slots__ = (
+        "began",
+        "cut_at",
+        "ended",
+        "grace",
+        "holds",
+        "kind",
+        "limit",
+        "name",
+        "nested",
+        "superstep",
+    )
+
+    def __init__(
+        self, parent: Scope, name: str, kind: Kind, superstep: int, grace: float
+    ) -> None:
+        self.parent = parent
+        self.cut: Cause | None = None
+        self.run: Any = parent.run
+        self.step: Any = self
+        self.at = parent.at
+        self.binding = parent.binding
+        self.name = name
+        self.kind: Kind = kind
+        self.superstep = superstep
+        self.grace = grace
+        self.limit: float | None = None
+        self.began = _clock.now()
+        self.ended: float | None = None
+        self.cut_at = 0.0
+        # Lists are made when first needed: most steps never need them.
+        self.holds: list[float] | None = None
+        self.nested: list[Cuttable] | None = None
+
+    def tighten(self, seconds: float | None) -> None:
+        """Give the step a limit of its own, counted from its start."""
+        if seconds is not None and self.began + seconds < self.at:
+            self.limit = seconds
+            self.at = self.began + seconds
+            self.binding = self
+
+    def extend(self, parent: Scope) -> None:
+        """Follow `parent` to its later deadline (a step that runs in the reserve)."""
+        self.at = parent.at
+
+    def exceeded(
+        self, remaining: float, needed: float | None, cut: Cause | None
+    ) -> DeadlineExceeded:
+        """Return the error for this step's own limit."""
+        window = needed is not None and 0 < remaining < needed
+        return DeadlineExceeded(
+            cause="window" if window else "step",
+            step=self.name,
+            budget=self.limit,
+            elapsed=_clock.now() - self.began,
+            remaining=remaining,
+            needed=needed or None,
+        )
+
+    # What `shield` does to a step.
+
+    def hold(self, seconds: float) -> float:
+        """Make a cut wait until `let_go`, at most `seconds`."""
+        if self.holds is None:
+            self.holds = []
+        self.holds.append(seconds)
+        return seconds
+
+    def let_go(self, held: float) -> DeadlineExceeded | None:
+        """End a `hold`; return the error to raise if a cut was waiting for it."""
+        if self.holds is not None:
+            self.holds.remove(held)
+        if self.cut is None or self.holds:
+            return None
+        self._released()
+        return RunCut(
+            cause=self.cut, step=self.name, elapsed=_clock.now() - self.began
+        )
+
+    def _released(self) -> None:
+        """React to the end of the last hold of a step that was cut meanwhile."""
+
+    def longest_hold(self) -> float:
+        """Return how long a cut has to wait for critical sections (in seconds)."""
+        return max(self.holds) if self.holds else 0.0
+
+    # What a run does to a step.
+
+    def stop(self, cause: Cause) -> None:
+        """Cut the step: note why, and ask its work to stop."""
+        if self.cut is None and self.ended is None:
+            self.cut_at = _clock.now()
+            self.cut = cause
+            for run in self.nested or ():
+                run.cut(cause)
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        raise NotImplementedError
+
+    def overrun(self) -> float:
+        """Return how far the step is past its deadline or its cut (in seconds)."""
+        since = self.cut_at if self.cut is not None else self.at
+        return _clock.now() - min(since, self.at)
+
+
+class SyncStep(Step):
+    """A step whose body runs in a thread, with a guard waiting for it in another."""
+
+    __slots__ = ("bell",)
+
+    def __init__(
+        self, parent: Scope, name: str, kind: Kind, superstep: int, grace: float
+    ) -> None:
+        super().__init__(parent, name, kind, superstep, grace)
+        self.bell = Bell()
+
+    def _interrupt(self) -> None:
+        self.bell.ring()  # a thread cannot be interrupted, only be waited for less
+
+    def _released(self) -> None:
+        self.bell.ring()
+
+
+class AsyncStep(Step):
+    """A step whose body is a task, with a guard waiting for it in another."""
+
+    __slots__ = ("asked", "settled", "task", "timer")
+
+    def __init__(
+        self, parent: Scope, name: str, kind: Kind, superstep: int, grace: float
+    ) -> None:
+        super().__init__(parent, name, kind, superstep, grace)
+        self.asked = False
+        self.task: asyncio.Task[Any] | None = None
+        self.settled: asyncio.Future[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    def settle(self, _: object = None) -> None:
+        """Let the guard go on: the task has ended, or it is given up."""
+        if self.settled is not None and not self.settled.done():
+            self.settled.set_result(None)
+
+    def later(self, seconds: float, action: Any) -> None:
+        """Run `action` in `seconds`, in place of whatever was planned."""
+        if self.timer is not None:
+            self.timer.cancel()
+        loop = asyncio.get_running_loop()
+        self.timer = loop.call_later(max(seconds, 0.0), action)
+
+    def _interrupt(self) -> None:
+        if self.holds:
+            self.later(self.longest_hold(), self._cancel)
+        elif self.nested:
+            # The runs inside have been told; what they return in time is kept.
+            self.later(self.grace / 2, self._cancel_late)
+        else:
+            self._cancel()
+
+    def _released(self) -> None:
+        self._cancel()
+
+    def _cancel(self) -> None:
+        self._ask(self.grace)
+
+    def _cancel_late(self) -> None:
+        self._ask(self.grace / 2)
+
+    def _ask(self, patience: float) -> None:
+        if self.task is not None and not self.task.done():
+            self.cancel_once()
+            self.later(patience, self.settle)
+
+    def cancel_once(self, *reason: Any) -> None:
+        """Cancel the task, unless that has been done: twice would break its clean-up."""
+        if not self.asked and self.task is not None:
+            self.asked = True
+            self.task.cancel(*reason)
+
+    def expire(self) -> None:
+        """Cut the step for having used up its own limit."""
+        self.stop("step")
+
+
+def follow_job(straggler: Straggler, job: Job, since: float) -> None:
+    """Keep `straggler` up to date with a thread that was given up."""
+
+    def ended(at: float) -> None:
+        straggler.overrun = at - since
+        straggler.running = False
+
+    job.when_late(ended)
+
+
+# Given-up tasks are kept here: one that is collected while pending is closed by the
+# collector, which runs its clean-up at a time when its loop may be gone.
+_given_up: set[asyncio.Task[Any]] = set()
+
+
+def follow_task(straggler: Straggler, task: asyncio.Task[Any], since: float) -> None:
+    """Keep `straggler` up to date with a task that was given up, and disown the task.
+
+    `asyncio.run` waits for every task it knows of; one that swallows its cancellation
+    for ever would hold it up for ever.
+    """
+
+    def ended(done: asyncio.Task[Any]) -> None:
+        _given_up.discard(done)
+        straggler.overrun = _clock.now() - since
+        straggler.running = False
+        if not done.cancelled():
+            done.exception()  # seen: nobody else will ask for it
+
+    _given_up.add(task)
+    task.add_done_callback(ended)
+    asyncio_tasks._unregister_task(task)  # pyright: ignore  # noqa: SLF001

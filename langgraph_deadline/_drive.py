@@ -1,0 +1,280 @@
+"""The caller's side of a run: wait for the engine, but no longer than the run may take.
+
+The engine runs in a thread (sync) or task (async) of its own: it may hang as well, in a
+checkpointer for instance, and the caller's context must stay as it was. Nested runs
+without a deadline of their own are driven inline, for the step they are in is watched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextvars import Context, copy_context
+from functools import partial
+from typing import Any
+
+from . import _clock
+from ._notes import note, note_async
+from ._run import ENGINE_PATIENCE, Run
+from ._scope import current
+from ._threads import Bell, Job
+from .errors import DeadlineExceeded, RunCut, plain
+
+Late = Callable[[Run], Any]
+"""Returns what can be said of a run whose engine is not waited for any more."""
+
+_END = object()
+
+
+def engine_context(run: Run) -> Context:
+    """Return a copy of the current context in which `run` owns the time."""
+    context = copy_context()
+    context.run(current.set, run.scope)
+    return context
+
+
+class _Ended:
+    """Sees to the end of a run, once, however it comes."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self._run.finish(error)
+
+
+def drive_sync(run: Run, call: Callable[[], Any], late: Late) -> Any:
+    """Run the engine's `call` to its end, or to the run's.
+
+    Raises:
+        DeadlineExceeded: If the run was cut and nothing takes its place.
+    """
+    with _Ended(run):
+        if run.implicit:
+            return engine_context(run).run(call)
+        return _take(run, engine_context(run), partial(_noted, run, call), late)
+
+
+def _noted(run: Run, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    finally:
+        note(run)
+
+
+def drive_stream(
+    run: Run, make: Callable[[], Iterator[Any]], late: Late
+) -> Iterator[Any]:
+    """Yield what the engine's stream yields; it goes on only when asked for more."""
+    with _Ended(run):
+        context = engine_context(run)
+        stream = make()
+        step = partial(next, stream, _END)
+        done = False
+        try:
+            while (item := _take(run, context, step, late)) is not _END:
+                yield item
+            done = True
+        except RuntimeError as error:
+            # "generator already executing": the engine was given up before
+            if run.phase != "over":
+                raise
+            raise plain(run.error()) from error
+        finally:
+            if not done:
+                run.close()
+            _finish_stream(run, context, stream)
+
+
+def _finish_stream(run: Run, context: Context, stream: Any) -> None:
+    """Close the engine's stream and keep the record, without waiting for a stuck one."""
+
+    def close() -> None:
+        try:
+            stream.close()
+        finally:
+            note(run)
+
+    bell = Bell()
+    job = run.pool().start(context, close, bell.ring)
+    patience = run.patience() + run.policy.cancel_grace + ENGINE_PATIENCE
+    until = _clock.now() + patience
+    while not job.done and (left := until - _clock.now()) > 0:
+        bell.wait(left)
+
+
+def _take(
+    run: Run, context: Context, call: Callable[[], Any], late: Late
+) -> Any:
+    """Return what `call` returns in the engine's thread, or what is said of a late run."""
+    bell = Bell()
+    run.on_change = bell.ring
+    job = run.pool().start(context, call, bell.ring)
+    try:
+        _wait(run, job, bell)
+    except BaseException:  # a KeyboardInterrupt, most likely: the stop button
+        run.close()
+        until = _clock.now() + run.policy.cancel_grace + ENGINE_PATIENCE
+        while not job.done and (left := until - _clock.now()) > 0:
+            bell.wait(left)
+        raise
+    finally:
+        run.on_change = None
+    if not job.done:
+        return late(run)
+    try:
+        return job.take()
+    except RunCut as cut:
+        raise plain(cut) from None
+
+
+def _wait(run: Run, job: Job, bell: Bell) -> None:
+    while not job.done:
+        now = _clock.now()
+        if not run.bounded or not run.policy.enforce:
+            bell.wait(None)
+        elif now < run.deadline:
+            bell.wait(run.deadline - now)
+        else:
+            until = now + run.patience() + ENGINE_PATIENCE
+            run.end()
+            while not job.done and (left := until - _clock.now()) > 0:
+                bell.wait(left)
+            return
+
+
+async def drive_async(
+    run: Run, call: Callable[[], Coroutine[Any, Any, Any]], late: Late
+) -> Any:
+    """Await the engine's `call` to its end, or to the run's.
+
+    Raises:
+        DeadlineExceeded: If the run was cut and nothing takes its place.
+    """
+    with _Ended(run):
+        if run.implicit:
+            token = current.set(run.scope)
+            try:
+                return await call()
+            finally:
+                current.reset(token)
+        engine = _Engine(run, engine_context(run))
+        return await engine.take(_anoted(run, call), late)
+
+
+async def _anoted(run: Run, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    try:
+        return await call()
+    finally:
+        await note_async(run)
+
+
+async def drive_astream(
+    run: Run, make: Callable[[], Any], late: Late
+) -> AsyncIterator[Any]:
+    """Yield what the engine's stream yields; it goes on only when asked for more."""
+    with _Ended(run):
+        engine = _Engine(run, engine_context(run))
+        stream = engine.context.run(make)
+        done = False
+        try:
+            while (item := await engine.take(anext(stream, _END), late)) is not _END:
+                yield item
+            done = True
+        finally:
+            if not done:
+                run.close()
+            await engine.finish(stream)
+
+
+class _Engine:
+    """The task in which the engine runs, as its caller sees it."""
+
+    def __init__(self, run: Run, context: Context) -> None:
+        self.context = context
+        self._run = run
+        self._loop = asyncio.get_running_loop()
+        self._settled: asyncio.Future[None] | None = None
+        self._expired = False
+        run.arm(self._loop, self._last)
+
+    def _last(self) -> None:
+        self._expired = True
+        self._settle()
+
+    def _settle(self, _: object = None) -> None:
+        if self._settled is not None and not self._settled.done():
+            self._settled.set_result(None)
+
+    async def take(self, awaitable: Any, late: Late) -> Any:
+        """Return what `awaitable` returns, or what is said of a late run."""
+        run = self._run
+        if self._expired:
+            if asyncio.iscoroutine(awaitable):
+                awaitable.close()
+            raise plain(run.error())
+        task = self._loop.create_task(_awaited(awaitable), context=self.context)
+        self._settled = self._loop.create_future()
+        task.add_done_callback(self._settle)
+        try:
+            await self._settled
+        except asyncio.CancelledError as cancelled:
+            run.close()
+            task.cancel(*cancelled.args)
+            await self._join(task)
+            raise
+        if not task.done():
+            return late(run)
+        try:
+            return task.result()
+        except RunCut as cut:
+            raise plain(cut) from None
+
+    async def _join(self, task: asyncio.Task[Any]) -> None:
+        """Wait for a cancelled engine; a second cancellation must not orphan it."""
+        run = self._run
+        patience = run.patience() + run.policy.cancel_grace + ENGINE_PATIENCE
+        timer = self._loop.call_later(patience, self._settle)
+        while not task.done():
+            self._settled = self._loop.create_future()
+            try:
+                await self._settled
+            except asyncio.CancelledError:
+                continue
+            break
+        timer.cancel()
+        if task.done() and not task.cancelled():
+            task.exception()  # seen: the cancellation is what goes up
+
+    async def finish(self, stream: Any) -> None:
+        """Close the engine's stream and keep the record; a stuck one is left behind."""
+        task = self._loop.create_task(self._close(stream), context=self.context)
+        task.add_done_callback(self._settle)
+        await self._join(task)
+
+    async def _close(self, stream: Any) -> None:
+        try:
+            await stream.aclose()
+        except RuntimeError:
+            if self._run.phase != "over":
+                raise
+            # "asynchronous generator is already running": it was given up before
+        finally:
+            await note_async(self._run)
+
+
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
+
+
+__all__ = (
+    "DeadlineExceeded",
+    "Late",
+    "drive_astream",
+    "drive_async",
+    "drive_stream",
+    "drive_sync",
+)

@@ -1,0 +1,148 @@
+"""Run any callable under a step and be back on time, whatever it does.
+
+The sync shell waits for a thread, the async one for a task. Both leave the decision
+what a cut means to their caller: they return once the step has ended or was given up,
+with the body's result or error if it was not cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from typing import Any
+
+from . import _clock
+from ._cut import AsyncStep, Step, SyncStep
+from ._run import Run
+from ._scope import current
+from ._threads import Job
+
+_LATE = 1e-3
+"""Seconds past its limit at which a step counts as late though nobody cut it."""
+
+
+def context_for(step: Step) -> Context:
+    """Return a copy of the current context in which `step` owns the time."""
+    context = copy_context()
+    context.run(current.set, step)
+    return context
+
+
+def _expire(run: Run, step: Step) -> None:
+    """Cut what ran out of time: the step by its own limit, or the whole run."""
+    if step.binding is step:
+        step.stop("step")
+    elif run.phase == "working":
+        run.cut("deadline", step.name)
+    else:
+        run.end()
+    if step.cut is None and step.at <= _clock.now():
+        step.stop(run.cause or "deadline")
+
+
+def run_sync(run: Run, step: SyncStep, body: Callable[[], Any]) -> Any:
+    """Call `body` in a thread of the run and wait for it as long as `step` may take.
+
+    Returns:
+        What `body` returns; `None` if the step was cut.
+
+    Raises:
+        BaseException: What `body` raises, unless the step was cut.
+    """
+    job = run.pool().start(context_for(step), body, step.bell.ring)
+    while not job.done and (left := _patience(step)) > 0:
+        step.bell.wait(left)
+        if not job.done and step.cut is None and step.at <= _clock.now():
+            _expire(run, step)
+    if step.cut is None:
+        if job.done and job.ended <= step.at + _LATE:
+            return job.take()
+        _expire(run, step)
+    if not job.done:
+        run.given_up(step, job)
+    return None
+
+
+def _patience(step: SyncStep) -> float:
+    """Return how long the guard still waits (in seconds).
+
+    Cut sync work is given up at once, except for critical sections, and for runs inside
+    it, which have been told to end and hand over what they have.
+    """
+    if step.cut is None:
+        return max(step.at - _clock.now(), _CLOCK_TICK)
+    grace = step.grace if step.nested else 0.0
+    return step.cut_at + max(grace, step.longest_hold()) - _clock.now()
+
+
+_CLOCK_TICK = 1e-6
+
+
+async def run_async(
+    run: Run, step: AsyncStep, body: Coroutine[Any, Any, Any]
+) -> Any:
+    """Await `body` in a task of its own, as long as `step` may take.
+
+    A cancellation from outside is passed on once, and waited for: as long as the step
+    has time where something beside it failed, and for the grace once it is cut.
+
+    Returns:
+        What `body` returns; `None` if the step was cut.
+
+    Raises:
+        BaseException: What `body` raises, unless the step was cut.
+    """
+    loop = asyncio.get_running_loop()
+    task = step.task = loop.create_task(body, context=context_for(step))
+    step.settled = loop.create_future()
+    task.add_done_callback(step.settle)
+    if step.limit is not None:
+        step.later(step.at - _clock.now(), step.expire)
+    try:
+        await step.settled
+    except asyncio.CancelledError as cancelled:
+        await _join(step, cancelled)
+        if not task.done():
+            run.given_up(step, task)
+        elif not task.cancelled():
+            task.exception()  # seen: the cancellation is what goes up
+        raise
+    finally:
+        if step.timer is not None:
+            step.timer.cancel()
+    if not task.done():
+        run.given_up(step, task)
+        return None
+    late = _clock.now() - step.at
+    if late > step.grace + step.longest_hold() or (late > _LATE and step.cut is None):
+        _expire(run, step)
+        run.blocked_loop(step)
+    if step.cut is None:
+        return task.result()
+    if not task.cancelled():
+        task.exception()  # seen: the cut is what counts
+    return None
+
+
+async def _join(step: AsyncStep, cancelled: asyncio.CancelledError) -> None:
+    step.cancel_once(*cancelled.args)
+    while step.task is not None and not step.task.done():
+        step.settled = step.task.get_loop().create_future()
+        try:
+            await step.settled
+        except asyncio.CancelledError:
+            # A scope that cancels again and again (anyio) must not orphan the task.
+            continue
+        return
+
+
+async def in_thread(run: Run, fn: Callable[[], Any]) -> Any:
+    """Await a blocking `fn` in a thread of the run, not in the loop's few own ones."""
+
+    def left_behind(job: Job) -> None:
+        scope = current.get()
+        if scope is not None and scope.step is not None:
+            run.given_up(scope.step, job)
+
+    return await run.pool().call(copy_context(), fn, left_behind)

@@ -1,0 +1,231 @@
+"""LangGraph's private parts: every one of them that we use is imported and read here.
+
+`tests/test_langgraph_internals.py` fails when one of them moves.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.tracers.langchain import LangChainTracer
+from langgraph._internal._config import (
+    get_async_callback_manager_for_config,
+    get_callback_manager_for_config,
+    patch_config,
+)
+from langgraph._internal._constants import (
+    CONF,
+    CONFIG_KEY_CALL,
+    CONFIG_KEY_CHECKPOINT_NS,
+    CONFIG_KEY_READ,
+    CONFIG_KEY_RUNTIME,
+    CONFIG_KEY_SCRATCHPAD,
+    CONFIG_KEY_SEND,
+    CONFIG_KEY_STREAM,
+    CONFIG_KEY_TASK_ID,
+    TASKS,
+)
+from langgraph._internal._runnable import (
+    RunnableCallable,
+    RunnableSeq,
+    _set_config_context,  # pyright: ignore[reportPrivateUsage]
+    coerce_to_runnable,
+    is_async_callable,
+    set_config_context,
+)
+from langgraph._internal._typing import MISSING
+from langgraph.channels.last_value import LastValueAfterFinish
+from langgraph.channels.named_barrier_value import NamedBarrierValueAfterFinish
+from langgraph.graph._branch import BranchSpec
+from langgraph.managed.base import ManagedValue
+from langgraph.pregel._draw import add_edge, draw_graph
+from langgraph.pregel._io import read_channels
+from langgraph.pregel._read import PregelNode
+from langgraph.pregel._retry import arun_with_retry, run_with_retry
+from langgraph.pregel._write import (
+    ChannelWrite,
+    ChannelWriteEntry,
+)
+from langgraph.pregel.protocol import StreamProtocol
+from langgraph.types import PregelExecutableTask
+
+__all__ = (
+    "CONF",
+    "CONFIG_KEY_CALL",
+    "CONFIG_KEY_CHECKPOINT_NS",
+    "CONFIG_KEY_READ",
+    "CONFIG_KEY_RUNTIME",
+    "CONFIG_KEY_SCRATCHPAD",
+    "CONFIG_KEY_SEND",
+    "CONFIG_KEY_STREAM",
+    "CONFIG_KEY_TASK_ID",
+    "MISSING",
+    "TASKS",
+    "BranchSpec",
+    "ChannelWrite",
+    "ChannelWriteEntry",
+    "LastValueAfterFinish",
+    "ManagedValue",
+    "NamedBarrierValueAfterFinish",
+    "PregelExecutableTask",
+    "PregelNode",
+    "RunnableCallable",
+    "RunnableSeq",
+    "StreamProtocol",
+    "add_edge",
+    "arun_with_retry",
+    "astart",
+    "channels_of",
+    "coerce_to_runnable",
+    "draw_graph",
+    "is_async_callable",
+    "is_branch_channel",
+    "is_control_channel",
+    "is_task",
+    "patch_config",
+    "read_channels",
+    "route_channel",
+    "run_with_retry",
+    "send_of",
+    "set_config_context",
+    "set_config_here",
+    "start",
+    "superstep_of",
+    "task_id_of",
+    "traced_run",
+    "writes_of",
+)
+
+Send = Callable[[Sequence[tuple[str, Any]]], None]
+
+
+# A task's config.
+
+
+def is_task(config: RunnableConfig | None) -> bool:
+    """Return whether `config` is that of a node or task inside a run."""
+    return config is not None and CONFIG_KEY_TASK_ID in config.get(CONF, {})
+
+
+def superstep_of(config: RunnableConfig) -> int:
+    """Return the number of the superstep a task runs in."""
+    step: int = config[CONF][CONFIG_KEY_SCRATCHPAD].step
+    return step
+
+
+def task_id_of(config: RunnableConfig) -> str:
+    """Return a task's id, the same for all its attempts and after a resume."""
+    task_id: str = config[CONF][CONFIG_KEY_TASK_ID]
+    return task_id
+
+
+def send_of(config: RunnableConfig) -> Send:
+    """Return the function by which a task writes to channels."""
+    send: Send = config[CONF][CONFIG_KEY_SEND]
+    return send
+
+
+def writes_of(config: RunnableConfig) -> deque[tuple[str, Any]]:
+    """Return what a task has written so far, itself, not a copy."""
+    writes: deque[tuple[str, Any]] = config[CONF][CONFIG_KEY_SEND].__self__
+    return writes
+
+
+def channels_of(config: RunnableConfig) -> Mapping[str, Any]:
+    """Return the channels of the run that a task belongs to, themselves, not copies."""
+    # functools.partial(local_read, scratchpad, channels, managed, task)
+    channels: Mapping[str, Any] = config[CONF][CONFIG_KEY_READ].args[1]
+    return channels
+
+
+# Names of channels.
+
+
+def route_channel(node: str) -> str:
+    """Return the channel that triggers `node`."""
+    return f"branch:to:{node}"
+
+
+def is_branch_channel(name: str) -> bool:
+    """Return whether a channel triggers one node."""
+    return name.startswith("branch:to:")
+
+
+def is_control_channel(name: str) -> bool:
+    """Return whether a channel carries control flow, not state."""
+    return name == TASKS or name.startswith(("branch:to:", "join:"))
+
+
+# Tracing of a node: `RunnableSeq` got methods for it during 1.2.
+
+
+def start(seq: RunnableSeq, value: Any, config: RunnableConfig) -> Any:
+    """Report the start of a sequence to its callbacks and return its run manager."""
+    begin = getattr(seq, "_start", None)
+    if begin is not None:
+        return begin(value, config)
+    manager = get_callback_manager_for_config(config)
+    shown = seq.trace_inputs(value) if seq.trace_inputs is not None else value
+    return manager.on_chain_start(
+        None,
+        shown,
+        name=config.get("run_name") or seq.get_name(),
+        run_id=config.pop("run_id", None),
+    )
+
+
+async def astart(seq: RunnableSeq, value: Any, config: RunnableConfig) -> Any:
+    """Report the start of a sequence to its callbacks and return its run manager."""
+    begin = getattr(seq, "_astart", None)
+    if begin is not None:
+        return await begin(value, config)
+    manager = get_async_callback_manager_for_config(config)
+    shown = seq.trace_inputs(value) if seq.trace_inputs is not None else value
+    return await manager.on_chain_start(
+        None,
+        shown,
+        name=config.get("run_name") or seq.get_name(),
+        run_id=config.pop("run_id", None),
+    )
+
+
+def end(seq: RunnableSeq, manager: Any, value: Any) -> None:
+    """Report the end of a sequence to its callbacks."""
+    finish = getattr(seq, "_end", None)
+    if finish is not None:
+        finish(manager, value)
+    else:
+        manager.on_chain_end(value)
+
+
+async def aend(seq: RunnableSeq, manager: Any, value: Any) -> None:
+    """Report the end of a sequence to its callbacks."""
+    finish = getattr(seq, "_aend", None)
+    if finish is not None:
+        await finish(manager, value)
+    else:
+        await manager.on_chain_end(value)
+
+
+def traced_run(manager: Any) -> Any:
+    """Return the tracer's run that nested runs belong to, `None` without a tracer."""
+    for handler in manager.handlers:
+        if isinstance(handler, LangChainTracer):
+            return handler.run_map.get(str(manager.run_id))
+    return None
+
+
+def set_config_here(config: RunnableConfig, run: Any) -> None:
+    """Make `config` the one that nested runnables inherit in the current context.
+
+    For contexts that belong to one task and end with it: nothing is put back.
+    """
+    _set_config_context(config, run)
+
+
+def as_runnable(thing: Any, name: str) -> Runnable[Any, Any]:
+    """Return `thing` (a Runnable or callable) as a Runnable, as `add_node` does."""
+    return coerce_to_runnable(thing, name=name, trace=False)

@@ -1,0 +1,62 @@
+"""Keep a run's record where a resume finds it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _clock
+from ._record import Record
+from ._run import Run
+from ._views import record_writes
+
+
+def _due(run: Run) -> tuple[Any, list[Any], str] | None:
+    """Return what has to be written at the end of `run`, `None` for most runs."""
+    if run.saver is None or run.implicit:
+        return None
+    if run.interrupted:
+        record = Record(
+            "interrupted",
+            _clock.now() - run.started + run.spent,
+            _clock.wall(),
+            run.started_wall,
+            run.asked_budget,
+        )
+    elif run.touched and (run.mode == "raise" or run.phase == "over"):
+        record = cut_record(run)
+    else:
+        return None
+    return record_writes(run, record)
+
+
+def note(run: Run) -> None:
+    """Store the record of a run that was interrupted or cut."""
+    due = _due(run)
+    if due is not None:
+        run.saver.put_writes(*due)
+
+
+async def note_async(run: Run) -> None:
+    """Store the record of a run that was interrupted or cut."""
+    due = _due(run)
+    if due is not None:
+        await run.saver.aput_writes(*due)
+
+
+def cut_record(run: Run) -> Record:
+    """Return the record of a run that was cut."""
+    cause = run.cause or "deadline"
+    outcome: Any = "deadline"
+    if cause == "cancelled":
+        outcome = "cancelled"
+    elif cause not in ("deadline", "step", "window"):
+        outcome = "limit"
+    return Record(
+        outcome,
+        _clock.now() - run.started + run.spent,
+        _clock.wall(),
+        run.started_wall,
+        run.asked_budget,
+        cause,
+        tuple(dict.fromkeys(s.name for s in run.log if s.cut is not None)),
+    )

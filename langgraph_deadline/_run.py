@@ -1,0 +1,471 @@
+"""One run: its deadline, its phases, and the steps it is executing.
+
+A run works until its work deadline. Then it is cut: what it is doing is stopped, and,
+where there is a fallback, that alone goes on until the deadline.
+
+    working --cut--> falling back --deadline--> over
+       \\______________cut, no fallback_________/
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+from . import _clock
+from ._cut import AsyncStep, Step, follow_job, follow_task
+from ._record import Record
+from ._scope import Scope, current
+from ._threads import Job, Pool
+from .errors import Cause, DeadlineExceeded, RunCut
+from .policy import DeadlinePolicy
+from .report import RunReport, StepReport, Straggler, collectors
+
+logger = logging.getLogger("langgraph_deadline")
+
+Mode = Literal["fallback", "raise", "return"]
+Phase = Literal["working", "falling back", "over"]
+
+_CLOCK_SLACK = 1e-6
+"""Timers may come this much early; a deadline that close has come."""
+
+
+class RunScope(Scope):
+    """The scope of a run: its deadline is the one that applies at present."""
+
+    __slots__ = ()
+
+    def exceeded(
+        self, remaining: float, needed: float | None, cut: Cause | None
+    ) -> DeadlineExceeded:
+        """Return the error for the run's deadline."""
+        run: Run = self.run
+        inside = current.get()
+        step = inside.step.name if inside is not None and inside.step else None
+        if needed is not None and 0 < remaining < needed:
+            return DeadlineExceeded(
+                cause="window", step=step, remaining=remaining, needed=needed
+            )
+        return run.error(step=step, cause=cut)
+
+
+class Run:
+    """The state of one run in this process."""
+
+    __slots__ = (
+        "_loop",
+        "_on_last",
+        "_pool",
+        "_shares",
+        "_timer",
+        "active",
+        "asked_budget",
+        "budget",
+        "cause",
+        "channels",
+        "claimed",
+        "controlled",
+        "cut_step",
+        "cut_superstep",
+        "custom_stream",
+        "deadline",
+        "fallback",
+        "implicit",
+        "interrupted",
+        "loaded",
+        "log",
+        "logging",
+        "mode",
+        "name",
+        "new_input",
+        "on_change",
+        "phase",
+        "policy",
+        "reset",
+        "reserve",
+        "resumed",
+        "saved_at",
+        "saver",
+        "sequence",
+        "scope",
+        "spent",
+        "started",
+        "started_wall",
+        "stragglers",
+        "touched",
+        "work",
+    )
+
+    def __init__(
+        self,
+        policy: DeadlinePolicy,
+        *,
+        parent: Scope | None,
+        budget: float | None,
+        fallback: str | None = None,
+        name: str = "LangGraph",
+        implicit: bool = False,
+        controlled: bool = False,
+    ) -> None:
+        self.policy = policy
+        self.name = name
+        self.fallback = fallback
+        self.implicit = implicit
+        self.controlled = controlled
+        self.mode: Mode = policy.on_exceeded or (
+            "fallback" if fallback is not None else "raise"
+        )
+        self.started = _clock.now()
+        self.started_wall = _clock.wall()
+        self.scope = RunScope(
+            parent, math.inf if budget is None else self.started + budget
+        )
+        self.scope.run = self
+        self.scope.step = None
+        self.asked_budget: float | None = None
+        self.spent = 0.0
+        self.set_deadline(self.scope.at)
+
+        self.phase: Phase = "working"
+        self.cause: Cause | None = None
+        self.cut_step: str | None = None
+        self.cut_superstep: int | None = None
+        self.claimed = False
+        self.touched = False
+        self.active: dict[Step, None] = {}
+        self.logging = bool(collectors())
+        self.log: list[Step] = []
+        self.stragglers: list[Straggler] = []
+        self.channels: Any = None
+        self.interrupted = False
+        self.custom_stream = False
+
+        # What the checkpoint says, filled in when it is loaded.
+        self.new_input = True
+        self.loaded = False
+        self.reset = False
+        self.resumed: Record | None = None
+        self.saved_at: Any = None
+        self.saver: Any = None
+        self.sequence = 0
+
+        # A run inside a step uses the threads of the run around it.
+        self._shares = implicit and parent is not None
+        self._pool: Pool | None = parent.run.pool() if implicit and parent else None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._on_last: Callable[[], None] | None = None
+        self.on_change: Callable[[], None] | None = None
+
+    # Time.
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a deadline at all."""
+        return self.deadline != math.inf
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a step may be cut, by the clock or by hand."""
+        return self.policy.enforce and (self.bounded or self.controlled)
+
+    def set_deadline(self, at: float) -> None:
+        """Place the deadline, and with it the reserve, which starts before it."""
+        self.deadline = at
+        if at == math.inf:
+            self.budget: float | None = None
+            self.reserve = 0.0
+        else:
+            self.budget = at - self.started + self.spent
+            wanted = self.policy.reserve_of(
+                self.budget, fallback=self.fallback is not None
+            )
+            self.reserve = wanted if self.mode == "fallback" else 0.0
+        self.work = max(self.started, at - self.reserve)
+        self.scope.at = self.work
+
+    def resume(self, record: Record | None, spent: float) -> None:
+        """Go on with what was left of a run that began before."""
+        self.resumed = record
+        self.spent = spent
+        if record is not None and record.resumable:
+            self.started_wall = record.started
+            if self.asked_budget is None and record.budget is not None:
+                self.asked_budget = record.budget
+        budget = self.asked_budget or self.policy.seconds
+        if budget is not None:
+            parent = self.scope.parent
+            at = self.started + budget - spent
+            self.set_deadline(at if parent is None else min(at, parent.at))
+            self._rearm()
+
+    def error(
+        self, step: str | None = None, cause: Cause | None = None
+    ) -> DeadlineExceeded:
+        """Return the error that ends this run."""
+        now = _clock.now()
+        return RunCut(
+            cause=cause or self.cause or "deadline",
+            step=step or self.cut_step,
+            budget=self.budget,
+            elapsed=now - self.started + self.spent,
+            remaining=self.deadline - now if self.bounded else None,
+        )
+
+    # Steps.
+
+    def admit(self, step: Step, needs: float = 0.0) -> Cause | None:
+        """Enter `step` as active, or return why it must not start."""
+        # First registered, then checked: a cut first notes its cause and then goes
+        # through what is registered, so that one of the two sees the other.
+        self.active[step] = None
+        now = _clock.now()
+        if self.phase == "working":
+            if not self.policy.enforce or now < self.work - _CLOCK_SLACK:
+                left = self.work - now
+                return "window" if left < needs and self.policy.enforce else None
+            self.cut("deadline", step.name)
+        if self.phase == "falling back" and self._leads_from_fallback(step):
+            if now < self.deadline - _CLOCK_SLACK:
+                step.extend(self.scope)
+                if step.name == self.fallback:
+                    step.kind = "fallback"
+                return None
+            self.end()
+        self.touched = True
+        return self.cause
+
+    def _leads_from_fallback(self, step: Step) -> bool:
+        # The superstep of the cut is the last one with ordinary steps; the one after it
+        # holds only the fallback, for the edges of all others have been dropped.
+        if self.cut_superstep is None:
+            self.cut_superstep = step.superstep
+        return step.superstep > self.cut_superstep
+
+    def leave(self, step: Step) -> None:
+        """Take `step` out of the active ones."""
+        step.ended = _clock.now()
+        self.active.pop(step, None)
+        if self.logging or step.cut is not None:
+            self.log.append(step)
+
+    def cut_from_anywhere(self, cause: Cause) -> None:
+        """Cut the run from any thread."""
+        loop = self._loop
+        if loop is None:
+            self.cut(cause)
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(self.cut, cause)
+
+    def claim(self) -> bool:
+        """Return whether the caller is the one to write the route to the fallback."""
+        first, self.claimed = not self.claimed, True
+        return first
+
+    def given_up(self, step: Step, work: Job | asyncio.Task[Any] | None) -> None:
+        """Note work that was cut and runs on."""
+        straggler = Straggler(name=step.name, overrun=step.overrun())
+        self.stragglers.append(straggler)
+        since = _clock.now() - straggler.overrun
+        if isinstance(work, Job):
+            follow_job(straggler, work, since)
+        elif work is not None:
+            follow_task(straggler, work, since)
+        logger.warning(
+            "Step %r was cut (%s) and still runs; it was given up and can no longer "
+            "write anything.",
+            step.name,
+            step.cut,
+        )
+
+    def blocked_loop(self, step: Step) -> None:
+        """Note a step that kept the event loop from running past its deadline."""
+        overrun = step.overrun()
+        self.stragglers.append(
+            Straggler(
+                name=step.name, overrun=overrun, running=False, blocked_loop=True
+            )
+        )
+        logger.warning(
+            "Step %r blocked the event loop for %.3g s past its deadline. Nothing can "
+            "interrupt it there: make it a sync node, or await in it.",
+            step.name,
+            overrun,
+        )
+
+    def pool(self) -> Pool:
+        """Return the run's threads."""
+        if self._pool is None:
+            self._pool = Pool(f"langgraph-deadline {self.name}")
+        return self._pool
+
+    # The cut.
+
+    def cut(self, cause: Cause, step: str | None = None) -> None:
+        """End the work: stop what is active, and leave the rest to the fallback."""
+        if self.phase != "working" or not self.policy.enforce:
+            return
+        self.cause = cause
+        self.cut_step = step
+        self.phase = "falling back" if self.mode == "fallback" else "over"
+        if self.phase == "over":
+            # Nothing is left to wait for, when the cut came by hand or from a step.
+            self.deadline = min(self.deadline, _clock.now())
+        self.scope.at = self.deadline
+        self._stop_all(spare=self.fallback if self.mode == "fallback" else None)
+        self._rearm()
+
+    def end(self, cause: Cause = "deadline") -> None:
+        """End everything, the fallback included."""
+        self.phase = "over"
+        self.cause = self.cause or cause
+        self.touched = True
+        self._stop_all(spare=None)
+
+    def close(self) -> None:
+        """Let nothing start any more, for the caller has left."""
+        self.end(self.cause or "cancelled")
+
+    def _stop_all(self, spare: str | None) -> None:
+        for step in list(self.active):
+            if step.name == spare:
+                # The fallback, at work as an ordinary node: it goes on as the fallback.
+                step.kind = "fallback"
+                step.extend(self.scope)
+                self.cut_superstep = step.superstep
+            elif step.cut is None:
+                self.touched = True
+                if self.cut_superstep is None and step.kind != "task":
+                    self.cut_superstep = step.superstep
+                if self.cut_step is None:
+                    self.cut_step = step.name
+                step.stop(self.cause or "deadline")
+
+    def fallback_is_active(self) -> bool:
+        """Whether the fallback runs already, as an ordinary node did when the cut came."""
+        return any(step.kind == "fallback" for step in list(self.active))
+
+    def patience(self) -> float:
+        """Return how long after its deadline the run may need to end (in seconds)."""
+        steps = list(self.active)
+        if not steps:
+            return 0.0
+        return max(step.longest_hold() + step.grace for step in steps)
+
+    # The timer (async runs; the threads of sync ones wait with a time-out).
+
+    def arm(self, loop: asyncio.AbstractEventLoop, on_last: Callable[[], None]) -> None:
+        """Watch the deadlines; call `on_last` when the engine is to be waited for no more."""
+        self._loop = loop
+        self._on_last = on_last
+        self._rearm()
+
+    def disarm(self) -> None:
+        """Stop watching."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._loop = self._on_last = None
+
+    def _rearm(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
+        if self._loop is None or not self.bounded:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.phase == "working":
+            at, action = self.work, self._work_is_over
+        else:
+            at, action = self.deadline, self._time_is_up
+        self._timer = self._loop.call_later(max(at - _clock.now(), 0.0), action)
+
+    def _work_is_over(self) -> None:
+        if self.policy.enforce:
+            self._name_blockers()
+            self.cut("deadline")
+
+    def _time_is_up(self) -> None:
+        patience = self.patience()
+        self.end()
+        if self._loop is not None and self._on_last is not None:
+            self._timer = self._loop.call_later(
+                patience + ENGINE_PATIENCE, self._on_last
+            )
+
+    def _name_blockers(self) -> None:
+        late = _clock.now() - self.work
+        if late > self.policy.cancel_grace:
+            names = [s.name for s in self.active if isinstance(s, AsyncStep)]
+            logger.warning(
+                "The event loop was blocked for %.3g s past the work deadline, while "
+                "these steps were running: %s",
+                late,
+                names,
+            )
+
+    # The end.
+
+    def outcome(self, error: BaseException | None) -> str:
+        """Return how the run ended, for its report."""
+        if self.cause is not None and self.touched:
+            if self.cause == "cancelled":
+                return "cancelled"
+            if self.cause in ("deadline", "step", "window"):
+                return "deadline"
+            return "limit"
+        if error is not None and not isinstance(error, DeadlineExceeded):
+            return "error"
+        late = self.bounded and self.policy.enforce and _clock.now() >= self.deadline
+        return "deadline" if late or error is not None else "completed"
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """End the run: no timer or thread stays, and the report goes to whoever asked."""
+        self.disarm()
+        if self._pool is not None and not self._shares:
+            self._pool.close()
+        if (lists := collectors()) and not self.implicit:
+            report = self.report(error)
+            for runs in lists:
+                runs.append(report)
+
+    def report(self, error: BaseException | None = None) -> RunReport:
+        """Return the run's report."""
+        outcome = self.outcome(error)
+        cause = self.cause if self.touched else None
+        if outcome == "deadline" and cause is None:
+            cause = error.cause if isinstance(error, DeadlineExceeded) else "deadline"
+        return RunReport(
+            outcome=outcome,  # pyright: ignore[reportArgumentType]
+            cause=cause,
+            budget=self.budget,
+            reserve=self.reserve,
+            elapsed=_clock.now() - self.started + self.spent,
+            interrupted=self.interrupted,
+            steps=[self._step_report(step) for step in self.log],
+            stragglers=self.stragglers,
+        )
+
+    def _step_report(self, step: Step) -> StepReport:
+        ended = step.ended if step.ended is not None else _clock.now()
+        return StepReport(
+            name=step.name,
+            kind=step.kind,
+            start=step.began - self.started,
+            end=ended - self.started,
+            cause=step.cut,
+        )
+
+
+ENGINE_PATIENCE = 0.05
+"""What the engine may take to end after its last step (in seconds): it has to apply the
+last writes and, without a slow checkpointer, needs a millisecond or two."""
+
+
+def run_here() -> Run | None:
+    """Return the run that the current context belongs to."""
+    scope = current.get()
+    return scope.run if scope is not None else None

@@ -1,0 +1,216 @@
+"""Run a node's body and its writers, so that a cut can come between any two of them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from langchain_core.runnables import (
+    Runnable,
+    RunnableConfig,
+    RunnableLambda,
+    RunnableSequence,
+)
+from langchain_core.runnables.config import run_in_executor
+
+from . import _clock
+from ._cut import Step
+from ._guard import in_thread
+from ._langgraph import (
+    MISSING,
+    BranchSpec,
+    PregelNode,
+    RunnableCallable,
+    RunnableSeq,
+    aend,
+    astart,
+    end,
+    patch_config,
+    set_config_context,
+    set_config_here,
+    start,
+    traced_run,
+)
+from ._run import Run, run_here
+
+
+class Result:
+    """What a node's body returned, and when: kept even if a writer after it is cut."""
+
+    __slots__ = ("at", "step", "value")
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.value: Any = MISSING
+        self.at = 0.0
+
+    def passed(self, index: int, last: int, value: Any) -> None:
+        """Note the end of part `index`; stop if the step has been cut meanwhile."""
+        if index == last:
+            self.value = value
+            self.at = _clock.now()
+        if (cause := self.step.cause_of_cut()) is not None:
+            run: Run = self.step.run
+            raise run.error(step=self.step.name, cause=cause)
+
+    def kept(self) -> Any:
+        """Return the value, if it came before the cut or within its grace."""
+        step = self.step
+        cut_at = min(step.at, step.cut_at) if step.cut is not None else step.at
+        if self.at > cut_at + step.grace + step.longest_hold():
+            return MISSING
+        return self.value
+
+
+class Parts:
+    """A node's runnables: those of its body, then its writers."""
+
+    __slots__ = ("last", "proc")
+
+    def __init__(self, body: Runnable[Any, Any], writers: Sequence[Any]) -> None:
+        if writers:
+            self.proc: Any = RunnableSeq(body, *writers)
+            self.last = len(self.proc.steps) - len(writers) - 1
+        else:
+            self.proc = body
+            self.last = 0
+
+    def invoke(self, value: Any, config: RunnableConfig, result: Result) -> Any:
+        """Run all parts; as `RunnableSeq.invoke`, but for the check after each."""
+        seq = self.proc
+        if not isinstance(seq, RunnableSeq):
+            value = seq.invoke(value, config)
+            result.passed(0, 0, value)
+            return value
+        manager = start(seq, value, config)
+        try:
+            for index, part in enumerate(seq.steps):
+                config = patch_config(
+                    config, callbacks=manager.get_child(f"seq:step:{index + 1}")
+                )
+                if index == 0:
+                    with set_config_context(config, traced_run(manager)) as context:
+                        value = context.run(part.invoke, value, config)
+                else:
+                    value = part.invoke(value, config)
+                result.passed(index, self.last, value)
+        except BaseException as error:
+            manager.on_chain_error(error)
+            raise
+        end(seq, manager, value)
+        return value
+
+    async def ainvoke(self, value: Any, config: RunnableConfig, result: Result) -> Any:
+        """Run all parts; as `RunnableSeq.ainvoke`, in the caller's task and context."""
+        seq = self.proc
+        if not isinstance(seq, RunnableSeq):
+            value = await seq.ainvoke(value, config)
+            result.passed(0, 0, value)
+            return value
+        manager = await astart(seq, value, config)
+        try:
+            for index, part in enumerate(seq.steps):
+                config = patch_config(
+                    config, callbacks=manager.get_child(f"seq:step:{index + 1}")
+                )
+                if index == 0:
+                    set_config_here(config, traced_run(manager))
+                value = await part.ainvoke(value, config)
+                result.passed(index, self.last, value)
+        except BaseException as error:
+            await manager.on_chain_error(error)
+            raise
+        await aend(seq, manager, value)
+        return value
+
+    async def astream(self, value: Any, config: RunnableConfig) -> None:
+        """Run all parts as LangGraph does where the caller streams the nodes' events."""
+        async for _ in self.proc.astream(value, config):
+            pass
+
+
+def parts_of(node: PregelNode, adopt: Callable[[Any], Any]) -> Parts:
+    """Return the parts of `node` for sync runs."""
+    return Parts(adopt(node.bound), node.flat_writers)
+
+
+def async_parts_of(node: PregelNode, adopt: Callable[[Any], Any]) -> Parts:
+    """Return the parts of `node` for async runs: blocking code gets a thread of ours."""
+    writers = [_unblocked_writer(writer) for writer in node.flat_writers]
+    return Parts(_unblocked(adopt(node.bound)), writers)
+
+
+def _unblocked(part: Any) -> Any:
+    """Return `part` so that, awaited, it blocks neither the loop nor its executor.
+
+    The loop's executor has a handful of threads and is waited for by `asyncio.run`: a
+    few cut nodes in it would starve everything else.
+    """
+    if isinstance(part, RunnableSequence):
+        # LangGraph takes sequences apart; so do we.
+        return RunnableSeq(*[_unblocked(step) for step in part.steps])
+    if isinstance(part, RunnableCallable):
+        return _unblocked_callable(part)
+    if isinstance(part, RunnableLambda):
+        return part if hasattr(part, "afunc") else _InThread(part)
+    if type(part).ainvoke is Runnable.ainvoke:
+        return _InThread(part)
+    return part
+
+
+def _unblocked_callable(part: RunnableCallable) -> RunnableCallable:
+    afunc = part.afunc
+    if not (isinstance(afunc, functools.partial) and afunc.func is run_in_executor):
+        return part
+    func = part.func
+    assert func is not None  # noqa: S101 - it is what the executor was given
+
+    async def in_own_thread(*args: Any, **kwargs: Any) -> Any:
+        call = functools.partial(func, *args, **kwargs)
+        run = run_here()
+        if run is None:
+            return await run_in_executor(None, call)
+        return await in_thread(run, call)
+
+    unblocked = copy.copy(part)
+    unblocked.afunc = in_own_thread
+    return unblocked
+
+
+def _unblocked_writer(writer: Any) -> Any:
+    """Return a writer whose conditional edge, if it is sync, gets a thread of ours."""
+    branch = getattr(getattr(writer, "afunc", None), "__self__", None)
+    if not isinstance(branch, BranchSpec):
+        return writer
+    path = _unblocked(branch.path)
+    if path is branch.path:
+        return writer
+    unblocked = copy.copy(writer)
+    unblocked.afunc = branch._replace(path=path)._aroute  # noqa: SLF001
+    return unblocked
+
+
+class _InThread(Runnable[Any, Any]):
+    """A Runnable without async code of its own."""
+
+    def __init__(self, bound: Runnable[Any, Any]) -> None:
+        self.bound = bound
+        self.name = bound.get_name()
+
+    def invoke(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Any:
+        """Call the Runnable here."""
+        return self.bound.invoke(input, config, **kwargs)
+
+    async def ainvoke(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Any:
+        """Call the Runnable in a thread of the run."""
+        run = run_here()
+        if run is None:
+            return await self.bound.ainvoke(input, config, **kwargs)
+        call = functools.partial(self.bound.invoke, input, config, **kwargs)
+        return await in_thread(run, call)

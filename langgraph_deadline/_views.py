@@ -1,0 +1,286 @@
+"""Views of a graph's checkpointer, store and cache that a straggler cannot write to.
+
+A view is an instance of a subclass of the object's own class that shares its state, so
+that it is what the original is in every respect, but asks the context first: work that
+was cut may not write. The view of a checkpointer also reads and writes the run's record,
+which is stored as writes of a task of its own, beside the checkpoint.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+from uuid import NAMESPACE_OID, uuid5
+from weakref import WeakKeyDictionary
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import CheckpointTuple
+
+from . import _clock
+from ._channels import CUT
+from ._langgraph import CONF, CONFIG_KEY_CHECKPOINT_NS
+from ._record import RECORD_KEY, Record, epoch, load, spent_before
+from ._run import Run
+from ._scope import current
+from .errors import RunCut
+
+
+def _check_may_write(what: str) -> None:
+    """Refuse a write by work that was cut."""
+    scope = current.get()
+    cause = scope.cause_of_cut() if scope is not None else None
+    if cause is not None:
+        step = scope.step.name if scope is not None and scope.step else None
+        msg = f"step {step!r} was cut ({cause}) and can no longer write to the {what}"
+        raise RunCut(msg, cause=cause, step=step)
+
+
+def _engine_run() -> Run | None:
+    """Return the run whose own engine is calling, `None` inside a step."""
+    scope = current.get()
+    if scope is None or scope.run is None or scope.run.scope is not scope:
+        return None
+    run: Run = scope.run
+    return None if run.implicit else run
+
+
+# The views' classes.
+
+
+def _fenced(what: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    if inspect.iscoroutinefunction(method):
+
+        @functools.wraps(method)
+        async def awrite(self: Any, *args: Any, **kwargs: Any) -> Any:
+            _check_may_write(what)
+            return await method(self, *args, **kwargs)
+
+        return awrite
+
+    @functools.wraps(method)
+    def write(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_may_write(what)
+        return method(self, *args, **kwargs)
+
+    return write
+
+
+def _saver_class(cls: type[Any]) -> type[Any]:
+    """Return the class of a view of a checkpointer of class `cls`."""
+
+    def get_tuple(self: Any, config: RunnableConfig) -> Any:
+        found = cls.get_tuple(self, config)
+        run = _engine_run()
+        if run is None or run.loaded:
+            return found
+        question = _begin_load(run, found)
+        inputs = {
+            source: next(
+                cls.list(self, config, filter={"source": source}, limit=1), None
+            )
+            for source in question
+        }
+        return _end_load(run, found, inputs)
+
+    async def aget_tuple(self: Any, config: RunnableConfig) -> Any:
+        found = await cls.aget_tuple(self, config)
+        run = _engine_run()
+        if run is None or run.loaded:
+            return found
+        inputs: dict[str, Any] = {}
+        for source in _begin_load(run, found):
+            listed = cls.alist(self, config, filter={"source": source}, limit=1)
+            inputs[source] = await anext(listed, None)
+        return _end_load(run, found, inputs)
+
+    def put(self: Any, config: RunnableConfig, *args: Any) -> Any:
+        _check_may_write("checkpointer")
+        return _saved(cls.put(self, config, *args))
+
+    async def aput(self: Any, config: RunnableConfig, *args: Any) -> Any:
+        _check_may_write("checkpointer")
+        return _saved(await cls.aput(self, config, *args))
+
+    members: dict[str, Any] = {
+        "get_tuple": functools.wraps(cls.get_tuple)(get_tuple),
+        "aget_tuple": functools.wraps(cls.aget_tuple)(aget_tuple),
+        "put": functools.wraps(cls.put)(put),
+        "aput": functools.wraps(cls.aput)(aput),
+        "put_writes": _fenced("checkpointer", cls.put_writes),
+        "aput_writes": _fenced("checkpointer", cls.aput_writes),
+    }
+    return type(cls.__name__, (cls,), {**members, "__module__": cls.__module__})
+
+
+def _store_class(cls: type[Any]) -> type[Any]:
+    """Return the class of a view of a store of class `cls`."""
+    names = ("put", "aput", "delete", "adelete")
+    members = {name: _fenced("store", getattr(cls, name)) for name in names}
+    members.update(
+        {name: _fenced_batch(getattr(cls, name)) for name in ("batch", "abatch")}
+    )
+    return type(
+        cls.__name__, (cls,), {**members, "__slots__": (), "__module__": cls.__module__}
+    )
+
+
+def _fenced_batch(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Fence operations in bulk; reads are refused as well, for nothing can use them."""
+    return _fenced("store", method)
+
+
+def _cache_class(cls: type[Any]) -> type[Any]:
+    """Return the class of a view of a cache of class `cls`."""
+
+    def set_(self: Any, pairs: Mapping[Any, Any]) -> None:
+        if kept := _cacheable(pairs):
+            cls.set(self, kept)
+
+    async def aset(self: Any, pairs: Mapping[Any, Any]) -> None:
+        if kept := _cacheable(pairs):
+            await cls.aset(self, kept)
+
+    members = {"set": set_, "aset": aset, "__module__": cls.__module__}
+    return type(cls.__name__, (cls,), members)
+
+
+def _cacheable(pairs: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return what may be cached: nothing that was cut, and no run's record."""
+    _check_may_write("cache")
+    kept: dict[Any, Any] = {}
+    for key, (writes, ttl) in pairs.items():
+        if (RECORD_KEY, CUT) not in writes:
+            kept[key] = ([w for w in writes if w[0] != RECORD_KEY], ttl)
+    return kept
+
+
+# The views. They live as long as their originals, whose `__del__` they share.
+
+_views: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_classes: dict[tuple[type[Any], Any], type[Any]] = {}
+
+
+def _view(original: Any, make: Callable[[type[Any]], type[Any]]) -> Any:
+    if original is None or isinstance(original, bool) or _is_view(original):
+        return original
+    found = _views.get(original)
+    if found is None:
+        key = (type(original), make)
+        cls = _classes.get(key)
+        if cls is None:
+            cls = _classes[key] = make(type(original))
+        found = object.__new__(cls)
+        if hasattr(original, "__dict__"):
+            object.__setattr__(found, "__dict__", original.__dict__)
+        for slot in _slots_of(type(original)):
+            if hasattr(original, slot):
+                object.__setattr__(found, slot, getattr(original, slot))
+        _views[original] = found
+    return found
+
+
+def _is_view(thing: Any) -> bool:
+    return type(thing) in _classes.values()
+
+
+def _slots_of(cls: type[Any]) -> list[str]:
+    slots: list[str] = []
+    for base in cls.__mro__:
+        own = base.__dict__.get("__slots__", ())
+        slots.extend((own,) if isinstance(own, str) else own)
+    return [slot for slot in slots if slot not in ("__dict__", "__weakref__")]
+
+
+def saver_view(saver: Any) -> Any:
+    """Return the view of a checkpointer."""
+    return _view(saver, _saver_class)
+
+
+def store_view(store: Any) -> Any:
+    """Return the view of a store."""
+    return _view(store, _store_class)
+
+
+def cache_view(cache: Any) -> Any:
+    """Return the view of a cache."""
+    return _view(cache, _cache_class)
+
+
+# The record, as the run's engine loads and saves checkpoints.
+
+
+def _begin_load(run: Run, found: CheckpointTuple | None) -> list[str]:
+    """Take the record from a loaded checkpoint; return what else has to be looked up.
+
+    The answer names sources of checkpoints: the newest `input` one says when the run
+    began, the newest `loop` one when it was last seen at work.
+    """
+    run.loaded = True
+    if found is None:
+        return []
+    run.saved_at = found.config
+    own = [w for w in found.pending_writes or () if w[1] == RECORD_KEY]
+    if found.pending_writes is not None and own:
+        found.pending_writes[:] = [w for w in found.pending_writes if w not in own]
+    records = [r for r in (load(value) for _, _, value in own) if r is not None]
+    run.sequence = len(own)
+    if records:
+        run.resumed = max(records, key=lambda record: record.sequence)
+    else:
+        run.resumed = load(found.checkpoint["channel_values"].get(RECORD_KEY))
+    if run.new_input or run.policy.clock == "restart":
+        return []
+    source = found.metadata.get("source")
+    asked: list[str] = []
+    if run.resumed is None and source != "input":
+        asked.append("input")
+    if source in ("update", "fork"):
+        asked.append("loop")
+    return asked
+
+
+def _end_load(
+    run: Run, found: CheckpointTuple | None, asked: Mapping[str, CheckpointTuple | None]
+) -> CheckpointTuple | None:
+    """Give the run what it has left, or, for a new input, what has to be cleared."""
+    record = run.resumed
+    if run.new_input:
+        run.reset = record is not None and not record.resumable
+        run.resumed = None
+    elif found is not None:
+        times = {
+            source: epoch(other.checkpoint["ts"]) if other is not None else None
+            for source, other in asked.items()
+        }
+        seen = epoch(found.checkpoint["ts"])
+        spent = spent_before(
+            record,
+            clock=run.policy.clock,
+            began=times.get("input", seen),
+            last_seen=times.get("loop", seen),
+            now=_clock.wall(),
+        )
+        if run.policy.clock == "restart":
+            record = None
+        run.resume(record, spent)
+    return found
+
+
+def _saved(config: RunnableConfig) -> RunnableConfig:
+    run = _engine_run()
+    if run is not None and not config[CONF].get(CONFIG_KEY_CHECKPOINT_NS):
+        run.saved_at = config
+        run.sequence = 0
+    return config
+
+
+def record_writes(run: Run, record: Record) -> tuple[Any, list[Any], str] | None:
+    """Return the arguments of `put_writes` that store `record` at the last checkpoint."""
+    if run.saved_at is None:
+        return None
+    numbered = record.numbered(run.sequence)
+    task_id = str(uuid5(NAMESPACE_OID, f"{RECORD_KEY}:{run.sequence}"))
+    run.sequence += 1
+    return run.saved_at, [(RECORD_KEY, numbered.dump())], task_id

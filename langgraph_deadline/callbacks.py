@@ -1,0 +1,210 @@
+"""The graph-level callback handler: the deadline wherever callbacks reach."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
+
+from . import _clock
+from ._run import run_here
+from ._scope import current
+from .deadline import positive_seconds_of
+from .errors import DeadlineExceeded
+
+
+class DeadlineHandler(GraphCallbackHandler):
+    """Stops what has no time left at its next LangChain event.
+
+    Events are the start of a model, tool, retriever or chain (and so of every node and
+    subgraph), and every token of a streaming model. `compile(deadline=)` attaches one
+    that knows the run it is in. Made by hand, with a number of seconds, and passed in
+    `config["callbacks"]` it bounds any graph: every run is counted from its own first
+    event, so one handler may serve many runs, also at the same time.
+
+    Args:
+        deadline: Budget of each run, a number of seconds or a `timedelta`; `None` to
+            apply only the deadline of the place where the event occurs.
+
+    Raises:
+        ValueError: If `deadline` is not more than zero.
+    """
+
+    # Raised errors must reach the work; and a handler that is not inline is run in
+    # another thread, at twice the cost and without effect on async work.
+    raise_error = True
+    run_inline = True
+    # Nothing else is of interest, and every event that is delivered costs.
+    ignore_agent = True
+    ignore_custom_event = True
+    ignore_retry = True
+
+    def __init__(self, deadline: float | timedelta | None = None) -> None:
+        self.seconds = (
+            None if deadline is None else positive_seconds_of(deadline, "deadline")
+        )
+        # Of each live runnable, by its run id: when its root run began.
+        self._began: dict[UUID, float] = {}
+
+    def _starting(
+        self, what: str, run_id: UUID | None, parent_run_id: UUID | None
+    ) -> None:
+        self._check_scope(what)
+        if self.seconds is None or run_id is None:
+            return
+        now = _clock.now()
+        began = now
+        if parent_run_id is not None:
+            began = self._began.get(parent_run_id, now)
+        self._check_own(what, began, now)
+        self._began[run_id] = began
+
+    def _check_scope(self, what: str) -> None:
+        scope = current.get()
+        if scope is None:
+            return
+        cut = scope.cause_of_cut()
+        if cut is None and scope.at > _clock.now():
+            return
+        if cut is None and scope.run is not None and not scope.run.policy.enforce:
+            return
+        error = scope.binding.exceeded(scope.at - _clock.now(), None, cut)
+        error.scope = scope.binding
+        error.add_note(f"Refused: {what}")
+        raise error
+
+    def _check_own(self, what: str, began: float, now: float) -> None:
+        if self.seconds is not None and now - began >= self.seconds:
+            raise DeadlineExceeded(
+                step=what,
+                budget=self.seconds,
+                elapsed=now - began,
+                remaining=self.seconds - (now - began),
+            )
+
+    def _ended(self, run_id: UUID | None) -> None:
+        if self.seconds is not None and run_id is not None:
+            self._began.pop(run_id, None)
+
+    def on_chain_start(
+        self,
+        serialized: Any,
+        inputs: Any,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Refuse a chain, node or graph that has no time."""
+        self._starting(str(kwargs.get("name") or "chain"), run_id, parent_run_id)
+
+    def on_chat_model_start(
+        self,
+        serialized: Any,
+        messages: Any,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Refuse a model call that has no time."""
+        self._starting(str(kwargs.get("name") or "model"), run_id, parent_run_id)
+
+    def on_llm_start(
+        self,
+        serialized: Any,
+        prompts: Any,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Refuse a model call that has no time."""
+        self._starting(str(kwargs.get("name") or "model"), run_id, parent_run_id)
+
+    def on_tool_start(
+        self,
+        serialized: Any,
+        input_str: Any,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Refuse a tool call that has no time."""
+        name = (serialized or {}).get("name") or kwargs.get("name") or "tool"
+        self._starting(str(name), run_id, parent_run_id)
+
+    def on_retriever_start(
+        self,
+        serialized: Any,
+        query: Any,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Refuse a retrieval that has no time."""
+        self._starting(str(kwargs.get("name") or "retriever"), run_id, parent_run_id)
+
+    def on_llm_new_token(
+        self,
+        token: Any,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Stop a model at its next token; the vendor's connection closes with it."""
+        self._check_scope("model token")
+        if self.seconds is not None:
+            now = _clock.now()
+            self._check_own("model token", self._began.get(run_id, now), now)
+
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """Forget the run."""
+        self._ended(run_id)
+
+    def on_chain_error(self, error: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """Forget the run."""
+        self._ended(run_id)
+
+    def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """Forget the run."""
+        self._ended(run_id)
+
+    def on_llm_error(self, error: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """Forget the run."""
+        self._ended(run_id)
+
+    def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """Forget the run."""
+        self._ended(run_id)
+
+    def on_tool_error(self, error: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """Forget the run."""
+        self._ended(run_id)
+
+    def on_retriever_end(self, documents: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """Forget the run."""
+        self._ended(run_id)
+
+    def on_retriever_error(self, error: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """Forget the run."""
+        self._ended(run_id)
+
+    def on_interrupt(self, event: GraphInterruptEvent) -> None:
+        """Note that the run waits for a person, whose time is not charged."""
+        run = run_here()
+        if run is not None and not event.checkpoint_ns:
+            run.interrupted = True
+
+    # A run's state holds locks and loops; what is copied or pickled is the setting.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.seconds,)
+
+
+ATTACHED = DeadlineHandler()
+"""The handler of every bounded graph: it holds nothing, the context knows the run."""

@@ -1,0 +1,86 @@
+"""What a run did with its time, for people and programs to read afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from .errors import Cause
+
+
+class StepReport(BaseModel):
+    """One step of a run; times are seconds since the run started."""
+
+    name: str
+    kind: Literal["node", "task", "otherwise", "fallback"] = "node"
+    start: float
+    end: float
+    cause: Cause | None = None
+    """Why it was cut or refused; `None` for a step that finished by itself."""
+
+
+class Straggler(BaseModel):
+    """Work that was cut and ran on.
+
+    The entry is live: `overrun` grows until the work has ended.
+    """
+
+    name: str
+    overrun: float = 0.0
+    """How long it ran on after its cut (in seconds), as far as is known."""
+
+    running: bool = True
+    """Whether it still ran when the report was last updated."""
+
+    blocked_loop: bool = False
+    """Whether it kept the event loop from running meanwhile."""
+
+
+class RunReport(BaseModel):
+    """How one run ended and where its time went."""
+
+    outcome: Literal["completed", "deadline", "cancelled", "limit", "error"]
+    cause: Cause | None = None
+    budget: float | None = None
+    """What the run was allowed to take (in seconds)."""
+
+    reserve: float = 0.0
+    """The part of the budget kept for the fallback (in seconds)."""
+
+    elapsed: float = 0.0
+    """How long the caller waited (in seconds)."""
+
+    interrupted: bool = False
+    """Whether the run waits for a person; its resume makes a report of its own."""
+
+    steps: list[StepReport] = Field(default_factory=list)
+    stragglers: list[Straggler] = Field(default_factory=list)
+
+
+_collectors: ContextVar[tuple[list[RunReport], ...]] = ContextVar(
+    "langgraph_deadline_collectors", default=()
+)
+
+
+@contextmanager
+def collect_runs() -> Iterator[list[RunReport]]:
+    """Gather a `RunReport` for every run that ends inside the block.
+
+    Runs are gathered by context: those of other threads and tasks are not mixed in,
+    those that this block starts are, wherever they run. Blocks may be nested.
+    """
+    runs: list[RunReport] = []
+    token = _collectors.set((*_collectors.get(), runs))
+    try:
+        yield runs
+    finally:
+        _collectors.reset(token)
+
+
+def collectors() -> tuple[list[RunReport], ...]:
+    """Return the lists that gather reports here."""
+    return _collectors.get()
