@@ -17,6 +17,15 @@ from typing import Any
 from . import _clock
 
 
+_at_work: set[Job] = set()
+"""The jobs that are being done, in all pools; for tests in virtual time."""
+
+
+def busy() -> bool:
+    """Return whether some pool's thread is at work."""
+    return bool(_at_work)
+
+
 class Job:
     """One call in a pool's thread."""
 
@@ -85,6 +94,7 @@ class Pool:
             worker = self._idle.pop()
         except IndexError:
             worker = _Worker(self, self._name)
+        _at_work.add(job)
         worker.inbox.put(job)
         return job
 
@@ -147,6 +157,7 @@ class _Worker:
             # Idle before the waiting thread runs on, so that it finds this worker.
             self._pool.finished(self)
             job.notify()
+            _at_work.discard(job)
             del job  # an idle thread must not keep the last result alive
 
 

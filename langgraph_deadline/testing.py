@@ -1,0 +1,99 @@
+"""Virtual time for tests: a 30-second deadline passes in a millisecond, and exactly.
+
+```python
+from langgraph_deadline.testing import run_virtual
+
+def test_degrades():
+    result = run_virtual(graph.ainvoke({"question": "?"}))
+```
+
+Time stands still while code runs and jumps when everything waits. It is made for async
+nodes: a sync node runs in a thread, which is given a moment of real time to end before
+the clock jumps; one that takes longer hangs, as far as virtual time can tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from . import _clock, _threads
+
+T = TypeVar("T")
+
+_EPOCH = 1_750_000_000.0
+"""Where the virtual wall clock starts (epoch seconds): any recent day will do."""
+
+
+_MOMENT = 0.05
+"""What a thread is given to end before the clock jumps (in real seconds)."""
+
+
+class VirtualClock:
+    """A clock that moves only when told to."""
+
+    def __init__(self, start: float = 1000.0) -> None:
+        self._start = start
+        self._now = start
+
+    def monotonic(self) -> float:
+        """Return the virtual time in seconds."""
+        return self._now
+
+    def wall(self) -> float:
+        """Return the virtual wall-clock time in epoch seconds."""
+        return _EPOCH + self._now - self._start
+
+    def advance(self, seconds: float) -> None:
+        """Move on by `seconds`."""
+        self._now += seconds
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    """Waits for no timer: where the loop would sleep, the clock jumps."""
+
+    clock: VirtualClock
+
+    def select(self, timeout: float | None = None) -> Any:
+        """Return what is ready, after moving the clock on instead of waiting."""
+        if timeout is None:
+            return super().select(None)
+        ready = super().select(0)
+        if not ready and timeout > 0 and _threads.busy():
+            ready = super().select(_MOMENT)
+        if not ready and timeout > 0:
+            self.clock.advance(timeout)
+        return ready
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time is a `VirtualClock`'s."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self._virtual = clock
+        selector = _JumpingSelector()
+        selector.clock = clock
+        super().__init__(selector)
+
+    def time(self) -> float:
+        """Return the virtual time in seconds."""
+        return self._virtual.monotonic()
+
+
+def run_virtual(
+    main: Coroutine[Any, Any, T], *, clock: VirtualClock | None = None
+) -> T:
+    """Run `main` to its end in virtual time and return what it returns.
+
+    Args:
+        main: The coroutine, as for `asyncio.run`.
+        clock: Where the time is kept; a new one unless given.
+    """
+    clock = clock if clock is not None else VirtualClock()
+    with (
+        _clock.use(clock),
+        asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(clock)) as runner,
+    ):
+        return runner.run(main)
