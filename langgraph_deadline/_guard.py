@@ -94,9 +94,10 @@ async def run_async(
         BaseException: What `body` raises, unless the step was cut.
     """
     loop = asyncio.get_running_loop()
-    task = step.task = loop.create_task(body, context=context_for(step))
     step.settled = loop.create_future()
-    task.add_done_callback(step.settle)
+    task = step.task = loop.create_task(
+        _settling(step, body), context=context_for(step)
+    )
     if step.limit is not None:
         step.later(step.at - _clock.now(), step.expire)
     try:
@@ -114,6 +115,7 @@ async def run_async(
     if not task.done():
         run.given_up(step, task)
         return None
+    # Here the task has ended: it settles the step in its very last act.
     late = _clock.now() - step.at
     if late > step.grace + step.longest_hold() or (late > _LATE and step.cut is None):
         _expire(run, step)
@@ -123,6 +125,14 @@ async def run_async(
     if not task.cancelled():
         task.exception()  # seen: the cut is what counts
     return None
+
+
+async def _settling(step: AsyncStep, body: Coroutine[Any, Any, Any]) -> Any:
+    """Wake the guard from inside the task: a done callback comes one pass later."""
+    try:
+        return await body
+    finally:
+        step.settle()
 
 
 async def _join(step: AsyncStep, cancelled: asyncio.CancelledError) -> None:

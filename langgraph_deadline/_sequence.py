@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.runnables import (
     Runnable,
     RunnableConfig,
@@ -34,6 +35,7 @@ from ._langgraph import (
     traced_run,
 )
 from ._run import Run, run_here
+from .callbacks import ATTACHED
 
 
 class Result:
@@ -81,15 +83,13 @@ class Parts:
         """Run all parts; as `RunnableSeq.invoke`, but for the check after each."""
         seq = self.proc
         if not isinstance(seq, RunnableSeq):
-            value = seq.invoke(value, config)
+            value = seq.invoke(value, with_handler(config))
             result.passed(0, 0, value)
             return value
         manager = start(seq, value, config)
         try:
             for index, part in enumerate(seq.steps):
-                config = patch_config(
-                    config, callbacks=manager.get_child(f"seq:step:{index + 1}")
-                )
+                config = patch_config(config, callbacks=_child(manager, index))
                 if index == 0:
                     with set_config_context(config, traced_run(manager)) as context:
                         value = context.run(part.invoke, value, config)
@@ -106,15 +106,13 @@ class Parts:
         """Run all parts; as `RunnableSeq.ainvoke`, in the caller's task and context."""
         seq = self.proc
         if not isinstance(seq, RunnableSeq):
-            value = await seq.ainvoke(value, config)
+            value = await seq.ainvoke(value, with_handler(config))
             result.passed(0, 0, value)
             return value
         manager = await astart(seq, value, config)
         try:
             for index, part in enumerate(seq.steps):
-                config = patch_config(
-                    config, callbacks=manager.get_child(f"seq:step:{index + 1}")
-                )
+                config = patch_config(config, callbacks=_child(manager, index))
                 if index == 0:
                     set_config_here(config, traced_run(manager))
                 value = await part.ainvoke(value, config)
@@ -127,8 +125,32 @@ class Parts:
 
     async def astream(self, value: Any, config: RunnableConfig) -> None:
         """Run all parts as LangGraph does where the caller streams the nodes' events."""
-        async for _ in self.proc.astream(value, config):
+        async for _ in self.proc.astream(value, with_handler(config)):
             pass
+
+
+def _child(manager: Any, index: int) -> Any:
+    """Return the callbacks of part `index`, with our handler among those it passes on.
+
+    The node's own start and end are not reported to it: two events a node would cost
+    more than all the rest, and the guard sees both anyway.
+    """
+    child = manager.get_child(f"seq:step:{index + 1}")
+    child.handlers.insert(0, ATTACHED)
+    child.inheritable_handlers.insert(0, ATTACHED)
+    return child
+
+
+def with_handler(config: RunnableConfig) -> RunnableConfig:
+    """Return `config` with our handler among the callbacks."""
+    callbacks = config.get("callbacks")
+    if isinstance(callbacks, BaseCallbackManager):
+        callbacks = callbacks.copy()
+        if ATTACHED not in callbacks.handlers:
+            callbacks.handlers.insert(0, ATTACHED)
+            callbacks.inheritable_handlers.insert(0, ATTACHED)
+        return {**config, "callbacks": callbacks}
+    return {**config, "callbacks": [ATTACHED, *(callbacks or ())]}
 
 
 def parts_of(node: PregelNode, adopt: Callable[[Any], Any]) -> Parts:

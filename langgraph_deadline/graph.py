@@ -9,7 +9,7 @@ from contextlib import aclosing as _closing
 from functools import partial
 from typing import Any, TypeVar
 
-from langchain_core.callbacks import BaseCallbackManager
+from langchain_core.callbacks import BaseCallbackManager, CallbackManager
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.constants import END, START
@@ -297,13 +297,14 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         for given in (config, self.config, var_child_runnable_config.get()):
             if given and (callbacks := given.get("callbacks")) is not None:
                 break
+        # For the graph's own events only; `_sequence` hands it on to what nodes do.
         if isinstance(callbacks, BaseCallbackManager):
             callbacks = callbacks.copy()
             if ATTACHED not in callbacks.handlers:
                 callbacks.handlers.insert(0, ATTACHED)
-                callbacks.inheritable_handlers.insert(0, ATTACHED)
         else:
-            callbacks = [ATTACHED, *(callbacks or ())]
+            given = list(callbacks or ())
+            callbacks = CallbackManager([ATTACHED, *given], given)
         return {**(config or {}), "callbacks": callbacks}
 
     def _late(self, kwargs: Mapping[str, Any], run: Run) -> Any:
