@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from . import _clock
 from ._scope import Scope
-from ._threads import Bell, Job
+from ._threads import Bell
 from .errors import Cause, DeadlineExceeded, RunCut
 from .report import Straggler
 
@@ -50,9 +50,8 @@ class Step(Scope):
         self.parent = parent
         self.cut: Cause | None = None
         self.run: Any = parent.run
-        self.step: Any = self
         self.at = parent.at
-        self.binding = parent.binding
+        self._binding = parent.binding
         self.name = name
         self.kind: Kind = kind
         self.superstep = superstep
@@ -65,12 +64,17 @@ class Step(Scope):
         self.holds: list[float] | None = None
         self.nested: list[Cuttable] | None = None
 
+    @property
+    def step(self) -> Any:
+        """The step itself."""
+        return self
+
     def tighten(self, seconds: float | None) -> None:
         """Give the step a limit of its own, counted from its start."""
         if seconds is not None and self.began + seconds < self.at:
             self.limit = seconds
             self.at = self.began + seconds
-            self.binding = self
+            self._binding = None
 
     def extend(self, parent: Scope) -> None:
         """Follow `parent` to its later deadline (a step that runs in the reserve)."""
@@ -215,23 +219,13 @@ class AsyncStep(Step):
         self.stop("step")
 
 
-def follow_job(straggler: Straggler, job: Job, since: float) -> None:
-    """Keep `straggler` up to date with a thread that was given up."""
-
-    def ended(at: float) -> None:
-        straggler.overrun = at - since
-        straggler.running = False
-
-    job.when_late(ended)
-
-
 # Given-up tasks are kept here: one that is collected while pending is closed by the
 # collector, which runs its clean-up at a time when its loop may be gone.
 _given_up: set[asyncio.Task[Any]] = set()
 
 
-def follow_task(straggler: Straggler, task: asyncio.Task[Any], since: float) -> None:
-    """Keep `straggler` up to date with a task that was given up, and disown the task.
+def disown(task: asyncio.Task[Any], straggler: Straggler) -> None:
+    """Leave a task behind that was given up; `straggler` learns of its end.
 
     `asyncio.run` waits for every task it knows of; one that swallows its cancellation
     for ever would hold it up for ever.
@@ -239,8 +233,7 @@ def follow_task(straggler: Straggler, task: asyncio.Task[Any], since: float) -> 
 
     def ended(done: asyncio.Task[Any]) -> None:
         _given_up.discard(done)
-        straggler.overrun = _clock.now() - since
-        straggler.running = False
+        straggler.ended(_clock.now())
         if not done.cancelled():
             done.exception()  # seen: nobody else will ask for it
 

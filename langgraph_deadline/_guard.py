@@ -103,13 +103,15 @@ async def run_async(
     try:
         await step.settled
     except asyncio.CancelledError as cancelled:
-        await _join(step, cancelled)
+        await _join(step, task, cancelled)
         if not task.done():
             run.given_up(step, task)
         elif not task.cancelled():
             task.exception()  # seen: the cancellation is what goes up
         raise
     finally:
+        # The task's context knows the step: without this the two are a cycle.
+        step.task = step.settled = None
         if step.timer is not None:
             step.timer.cancel()
     if not task.done():
@@ -135,10 +137,12 @@ async def _settling(step: AsyncStep, body: Coroutine[Any, Any, Any]) -> Any:
         step.settle()
 
 
-async def _join(step: AsyncStep, cancelled: asyncio.CancelledError) -> None:
+async def _join(
+    step: AsyncStep, task: asyncio.Task[Any], cancelled: asyncio.CancelledError
+) -> None:
     step.cancel_once(*cancelled.args)
-    while step.task is not None and not step.task.done():
-        step.settled = step.task.get_loop().create_future()
+    while not task.done():
+        step.settled = task.get_loop().create_future()
         try:
             await step.settled
         except asyncio.CancelledError:

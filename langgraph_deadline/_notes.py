@@ -43,6 +43,12 @@ async def note_async(run: Run) -> None:
         await run.saver.aput_writes(*due)
 
 
+def running_record(run: Run) -> Record:
+    """Return the record of a run that is at work in this process."""
+    began = _clock.wall() - (_clock.now() - run.started)
+    return Record("running", run.spent, began, run.started_wall, run.asked_budget)
+
+
 def cut_record(run: Run) -> Record:
     """Return the record of a run that was cut."""
     cause = run.cause or "deadline"

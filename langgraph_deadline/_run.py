@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from . import _clock
-from ._cut import AsyncStep, Step, follow_job, follow_task
+from ._cut import AsyncStep, Step, disown
 from ._record import Record
 from ._scope import Scope, current
 from ._threads import Job, Pool
@@ -37,6 +37,10 @@ class RunScope(Scope):
     """The scope of a run: its deadline is the one that applies at present."""
 
     __slots__ = ()
+
+    def leave_step(self) -> None:
+        """Have the run's own engine belong to no step, whatever the run is nested in."""
+        self._step = None
 
     def exceeded(
         self, remaining: float, needed: float | None, cut: Cause | None
@@ -124,7 +128,7 @@ class Run:
             parent, math.inf if budget is None else self.started + budget
         )
         self.scope.run = self
-        self.scope.step = None
+        self.scope.leave_step()
         self.asked_budget: float | None = None
         self.spent = 0.0
         self.set_deadline(self.scope.at)
@@ -265,15 +269,15 @@ class Run:
         first, self.claimed = not self.claimed, True
         return first
 
-    def given_up(self, step: Step, work: Job | asyncio.Task[Any] | None) -> None:
+    def given_up(self, step: Step, work: Job | asyncio.Task[Any]) -> None:
         """Note work that was cut and runs on."""
-        straggler = Straggler(name=step.name, overrun=step.overrun())
+        straggler = Straggler(name=step.name)
+        straggler.runs_since(_clock.now() - step.overrun())
         self.stragglers.append(straggler)
-        since = _clock.now() - straggler.overrun
         if isinstance(work, Job):
-            follow_job(straggler, work, since)
-        elif work is not None:
-            follow_task(straggler, work, since)
+            work.when_late(straggler.ended)
+        else:
+            disown(work, straggler)
         logger.warning(
             "Step %r was cut (%s) and still runs; it was given up and can no longer "
             "write anything.",
@@ -424,6 +428,7 @@ class Run:
 
     def finish(self, error: BaseException | None = None) -> None:
         """End the run: no timer or thread stays, and the report goes to whoever asked."""
+        self.phase = "over"
         self.disarm()
         if self._pool is not None and not self._shares:
             self._pool.close()
@@ -431,6 +436,9 @@ class Run:
             report = self.report(error)
             for runs in lists:
                 runs.append(report)
+        # What is left of the run belongs to its stragglers; it keeps nothing else alive.
+        self.channels = self.saver = self.saved_at = self.on_change = None
+        self.scope = _ENDED
 
     def report(self, error: BaseException | None = None) -> RunReport:
         """Return the run's report."""
@@ -459,6 +467,8 @@ class Run:
             cause=step.cut,
         )
 
+
+_ENDED = RunScope(None)
 
 ENGINE_PATIENCE = 0.05
 """What the engine may take to end after its last step (in seconds): it has to apply the

@@ -36,21 +36,33 @@ class Shieldable(Protocol):
 class Scope:
     """A deadline that applies to everything done inside it."""
 
-    __slots__ = ("at", "binding", "cut", "parent", "run", "step")
+    # `None` stands for the scope itself: a reference to it would be a cycle, and there
+    # is a scope for every step of every run.
+    __slots__ = ("_binding", "_step", "at", "cut", "parent", "run")
 
     def __init__(self, parent: Scope | None, at: float = math.inf) -> None:
         self.parent = parent
         self.cut: Cause | None = None
         self.run: Any = None
-        self.step: Any = None
+        self._step: Any = None
         self.at = at
-        self.binding: Scope = self
+        self._binding: Scope | None = None
         if parent is not None:
             self.run = parent.run
-            self.step = parent.step
+            self._step = parent.step
             if parent.at <= at:
                 self.at = parent.at
-                self.binding = parent.binding
+                self._binding = parent.binding
+
+    @property
+    def step(self) -> Any:
+        """The step this scope is in, `None` outside of one."""
+        return self._step
+
+    @property
+    def binding(self) -> Scope:
+        """The scope whose own limit is the one that applies here."""
+        return self if self._binding is None else self._binding
 
     def cause_of_cut(self) -> Cause | None:
         """Return why this scope or one around it was cut, `None` if none was."""

@@ -17,6 +17,7 @@ from langgraph.graph import StateGraph as LangGraphStateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel import Pregel
 from langgraph.types import Command
+from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from ._channels import closable
 from ._drive import drive_astream, drive_async, drive_stream, drive_sync
@@ -551,6 +552,8 @@ class _attached:  # noqa: N801 - a context manager, used as one
     def __init__(self, run: Run, control: Any) -> None:
         self._run = run
         self._control = control if isinstance(control, RunControl) else None
+        parent = run.scope.parent
+        self._step = parent.step if parent is not None else None
 
     def __enter__(self) -> None:
         if self._control is not None:
@@ -559,13 +562,11 @@ class _attached:  # noqa: N801 - a context manager, used as one
     def __exit__(self, *_: object) -> None:
         if self._control is not None:
             self._control.release(self._run)
-        parent = self._run.scope.parent
-        step = parent.step if parent is not None else None
-        if step is not None and step.nested and self._run in step.nested:
-            step.nested.remove(self._run)
+        if self._step is not None and self._step.nested:
+            self._step.nested.remove(self._run)
 
 
-class StateGraph(LangGraphStateGraph[Any, Any, Any, Any]):
+class StateGraph(LangGraphStateGraph[StateT, ContextT, InputT, OutputT]):
     """LangGraph's `StateGraph`, whose compiled graphs can have a deadline."""
 
     def compile(  # type: ignore[override]

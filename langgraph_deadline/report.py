@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PrivateAttr, computed_field
 
+from . import _clock
 from .errors import Cause
 
 
@@ -30,14 +31,36 @@ class Straggler(BaseModel):
     """
 
     name: str
-    overrun: float = 0.0
-    """How long it ran on after its cut (in seconds), as far as is known."""
-
     running: bool = True
-    """Whether it still ran when the report was last updated."""
+    """Whether it still runs."""
 
     blocked_loop: bool = False
     """Whether it kept the event loop from running meanwhile."""
+
+    _overrun: float = PrivateAttr(0.0)
+    _since: float | None = PrivateAttr(None)
+
+    def __init__(self, *, overrun: float = 0.0, **data: Any) -> None:
+        super().__init__(**data)
+        self._overrun = overrun
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def overrun(self) -> float:
+        """How long it ran on after its cut (in seconds)."""
+        if self.running and self._since is not None:
+            return _clock.now() - self._since
+        return self._overrun
+
+    def runs_since(self, instant: float) -> None:
+        """Count the overrun from `instant` (on the monotonic clock)."""
+        self._since = instant
+
+    def ended(self, instant: float) -> None:
+        """Fix the overrun: the work has ended."""
+        if self.running and self._since is not None:
+            self._overrun = instant - self._since
+        self.running = False
 
 
 class RunReport(BaseModel):

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import operator
+import threading
+import time
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
+
+import pytest
 
 from langgraph_deadline import RunReport, _clock, collect_runs
 from langgraph_deadline.testing import run_virtual
@@ -97,3 +103,131 @@ def _note(driven: Driven, mode: str, chunk: Any) -> None:
         driven.values = chunk
     else:
         driven.updates.append(chunk)
+
+
+def napper(how: How, seconds: float, update: Any = None) -> Any:
+    """Return a node that takes `seconds` and returns `update`, as `how` needs it."""
+    if how in SYNC:
+
+        def nap(state: Any) -> Any:
+            time.sleep(seconds)
+            return update
+
+        return nap
+
+    async def anap(state: Any) -> Any:
+        await asyncio.sleep(seconds)
+        return update
+
+    return anap
+
+
+def took(driven: Driven, seconds: float, how: How, margin: float = 0.8) -> bool:
+    """Whether a run took `seconds`: exactly in virtual time, else at most `margin` more.
+
+    The async ways are taken to be driven in virtual time, the sync ones never are.
+    """
+    if how in ASYNC:
+        return abs(driven.elapsed - seconds) < 1e-6
+    return seconds - 0.01 <= driven.elapsed <= seconds + margin
+
+
+# A small graph with a fault in it, and what must hold of every run that was cut.
+
+
+class State(TypedDict, total=False):
+    """The log of what finished, in order."""
+
+    log: Annotated[list[str], operator.add]
+
+
+@dataclass
+class Trial:
+    """One way to drive a graph: what its budget is, what started, how to let go.
+
+    Async ways run in virtual time, with 10 s; sync ones in real time, with 0.5 s. The
+    work deadline is at 0.8 of the budget where there is a fallback.
+    """
+
+    how: How
+    started: list[str] = field(default_factory=list)
+    released: threading.Event = field(default_factory=threading.Event)
+    realtime: bool = False
+
+    @property
+    def real(self) -> bool:
+        """Whether a real clock is looked at."""
+        return self.realtime or self.how in SYNC
+
+    @property
+    def budget(self) -> float:
+        """The budget of a run (in seconds)."""
+        return 0.5 if self.real else 10.0
+
+    def quick(self, name: str, **update: Any) -> Any:
+        """Return a node that logs its name."""
+
+        def node(state: Any) -> Any:
+            self.started.append(name)
+            return {"log": [name], **update}
+
+        return self.as_how(node)
+
+    def hang(self, name: str) -> Any:
+        """Return a node that never comes back by itself."""
+
+        def node(state: Any) -> Any:
+            self.started.append(name)
+            self.released.wait(3)
+            return {"log": [name]}
+
+        async def anode(state: Any) -> Any:
+            self.started.append(name)
+            await asyncio.sleep(3600)
+            return {"log": [name]}
+
+        return node if self.how in SYNC else anode
+
+    def as_how(self, node: Any) -> Any:
+        """Return a quick sync function as the kind of function the graph is for."""
+        if self.how in SYNC:
+            return node
+
+        @functools.wraps(node)
+        async def anode(*args: Any, **kwargs: Any) -> Any:
+            return node(*args, **kwargs)
+
+        return anode
+
+    def drive(
+        self,
+        graph: Any,
+        inputs: Any = None,
+        config: Any = None,
+        *,
+        linger: float = 100.0,
+        **kwargs: Any,
+    ) -> Driven:
+        """Run `graph`, then let time pass so that whatever was left behind goes on."""
+        inputs = {"log": []} if inputs is None else inputs
+        if self.how in SYNC:
+            driven = drive(graph, inputs, self.how, config, **kwargs)
+            self.released.set()
+            time.sleep(0.05)
+            return driven
+
+        async def main() -> Driven:
+            driven = await adrive(graph, inputs, self.how, config, **kwargs)
+            self.released.set()
+            await asyncio.sleep(0.05 if self.real else linger)
+            return driven
+
+        return asyncio.run(main()) if self.real else run_virtual(main())
+
+    def on_time(self, driven: Driven, share: float = 1.0, late: float = 0.0) -> None:
+        """Check that the caller waited for a share of the budget, plus `late`."""
+        at = self.budget * share + late
+        if self.real:
+            assert at - 0.05 <= driven.elapsed < at + 0.6
+        else:
+            assert driven.elapsed == pytest.approx(at, abs=1e-6)

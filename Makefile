@@ -1,0 +1,69 @@
+# Every target sets up what it needs, also on a machine that has seen none of this yet.
+#
+#   make test ARGS="-k cancel"                        arguments for pytest
+#   make test VENV=.venv-old PIN="langgraph==1.2.0"   another environment
+
+PYTHON ?= python3
+VENV   ?= .venv
+PIN    ?=
+ARGS   ?=
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint format bench conformance notebooks postgres clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.with-demo ## an agent under a deadline: with time enough, and without
+	$(BIN)/python -m demo $(ARGS)
+
+test: $(VENV)/.with-test postgres ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.with-test $(VENV)/.with-lint ## style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.with-lint ## put the sources into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.with-demo ## what it costs, side by side with plain LangGraph
+	$(BIN)/python -m benchmarks $(ARGS)
+
+conformance: $(VENV)/.with-demo ## LangGraph's own tests against our StateGraph
+	$(BIN)/python -m conformance $(ARGS)
+
+notebooks: $(VENV)/.with-test ## execute the notebooks and keep their output
+	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+
+clean: ## remove environments and caches
+	rm -rf .venv* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The tests resume runs from PostgreSQL, on a cluster that they start themselves: only
+# the programs have to be there.
+postgres:
+	@if ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null; \
+	then :; \
+	elif command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] || command -v sudo >/dev/null; }; \
+	then \
+		as_root=; [ "$$(id -u)" = 0 ] || as_root=sudo; \
+		$$as_root apt-get update -qq && \
+		$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+			--no-install-recommends postgresql >/dev/null; \
+	elif [ "$(CI)" = true ]; then echo "PostgreSQL is needed here" >&2; exit 1; \
+	else echo "No PostgreSQL found: its tests will be skipped." >&2; fi
+
+# pip first: older ones (23) fail on the metadata of some dependencies.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.with-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[$*]" $(PIN)
+	@touch $@

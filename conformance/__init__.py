@@ -1,0 +1,1 @@
+"""Run LangGraph's own tests against our `StateGraph` and list what differs."""

@@ -1,0 +1,54 @@
+"""The config that a guarded step gets: every way to write ends with a cut."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig
+
+from ._cut import Step
+from ._langgraph import (
+    CONF,
+    CONFIG_KEY_CALL,
+    CONFIG_KEY_RUNTIME,
+    CONFIG_KEY_SEND,
+    CONFIG_KEY_STREAM,
+    StreamProtocol,
+)
+from ._run import Run
+from ._tasks import call_guarded
+
+
+def fenced(run: Run, step: Step, config: RunnableConfig) -> RunnableConfig:
+    """Return a copy of `config` whose functions write nothing once `step` is cut.
+
+    The checkpointer, store and cache in it are views already, which ask the context.
+    """
+    conf = config[CONF]
+    changed: dict[str, Any] = {
+        **conf,
+        CONFIG_KEY_SEND: _fenced(step, conf[CONFIG_KEY_SEND]),
+    }
+    if (call := conf.get(CONFIG_KEY_CALL)) is not None:
+        changed[CONFIG_KEY_CALL] = functools.partial(call_guarded, call, run, step)
+    if (stream := conf.get(CONFIG_KEY_STREAM)) is not None:
+        emit = _fenced(step, stream)
+        changed[CONFIG_KEY_STREAM] = StreamProtocol(emit, stream.modes)
+    if run.custom_stream:
+        runtime = conf[CONFIG_KEY_RUNTIME]
+        writer = _fenced(step, runtime.stream_writer)
+        changed[CONFIG_KEY_RUNTIME] = runtime.override(stream_writer=writer)
+    copied: RunnableConfig = {**config, CONF: changed}  # type: ignore[misc]
+    return copied
+
+
+def _fenced(
+    step: Step, write: Callable[[Any], None]
+) -> Callable[[Sequence[tuple[str, Any]] | Any], None]:
+    def fenced_write(what: Any) -> None:
+        if step.cause_of_cut() is None:
+            write(what)
+
+    return fenced_write

@@ -1,0 +1,84 @@
+"""What follows when a step was cut, was refused, or ran out of a limit of its own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from . import _clock
+from ._cut import Step
+from ._run import Run
+from .errors import DeadlineExceeded, RunCut
+from .policy import StepBudget
+
+Verdict = Literal["otherwise", "fail", "route", "return", "raise"]
+"""Use the step's `otherwise`; raise for the node's own error handler; go to the
+fallback; end with the state so far; or end the run with an error."""
+
+
+def caught(run: Run, step: Step, error: DeadlineExceeded) -> DeadlineExceeded | None:
+    """Sort an error that a step's body raised; return it if it is the body's own.
+
+    A body that finds by itself that the run's time is up (`check`, a callback) is cut
+    like any other.
+    """
+    if isinstance(error, RunCut) and run.phase == "working":
+        run.cut(error.cause, step.name)
+    if step.cut is None and not isinstance(error, RunCut):
+        return error
+    step.cut = step.cut or error.cause
+    return None
+
+
+def decide(
+    run: Run,
+    step: Step,
+    budget: StepBudget,
+    error: DeadlineExceeded | None,
+    *,
+    handled: bool,
+) -> Verdict:
+    """Decide what follows, and cut the run if nobody nearer to the step has an answer.
+
+    Args:
+        run: The run.
+        step: The step, cut or refused, or whose body raised `error`.
+        budget: The step's budget, which may say what to use `otherwise`.
+        error: What the body raised by itself, if it did.
+        handled: Whether the node has an error handler.
+    """
+    cause = error.cause if error is not None else step.cut
+    if run.phase == "working" and cause is not None:
+        if budget.has_otherwise:
+            return "otherwise"
+        if handled or (error is not None and run.mode != "fallback"):
+            return "fail"
+        run.touched = True
+        run.cut(cause, step.name)
+        if run.cut_superstep is None:
+            run.cut_superstep = step.superstep
+    if run.phase == "falling back":
+        return "route"
+    return "return" if run.mode == "return" else "raise"
+
+
+def failure_of(step: Step) -> DeadlineExceeded:
+    """Return the error of a step that ran out of its own limit, or was refused."""
+    return step.exceeded(step.at - _clock.now(), None, step.cut)
+
+
+def end_of(run: Run, step: Step) -> DeadlineExceeded:
+    """Return the error that ends `run` because of `step`."""
+    error = run.error(step=step.name)
+    if error.cause == "step" and step.limit is not None:
+        return RunCut(
+            cause="step",
+            step=step.name,
+            budget=step.limit,
+            elapsed=(step.ended or _clock.now()) - step.began,
+            remaining=error.remaining,
+        )
+    if error.cause == "window":
+        left = max(run.work - step.began, 0.0)
+        needed = run.policy.steps[step.name].needs if step.name in run.policy.steps else None
+        return RunCut(cause="window", step=step.name, remaining=left, needed=needed)
+    return error
