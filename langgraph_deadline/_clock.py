@@ -29,7 +29,7 @@ wall: Callable[[], float] = time.time
 @contextmanager
 def use(clock: Clock) -> Iterator[None]:
     """Read `clock` instead of the system's clocks inside the block."""
-    global now, wall  # noqa: PLW0603 - the one place where the clock is chosen
+    global now, wall
     before = now, wall
     now, wall = clock.monotonic, clock.wall
     try:

@@ -110,9 +110,7 @@ class Step(Scope):
         if self.cut is None or self.holds:
             return None
         self._released()
-        return RunCut(
-            cause=self.cut, step=self.name, elapsed=_clock.now() - self.began
-        )
+        return RunCut(cause=self.cut, step=self.name, elapsed=_clock.now() - self.began)
 
     def _released(self) -> None:
         """React to the end of the last hold of a step that was cut meanwhile."""

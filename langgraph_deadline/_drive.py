@@ -77,6 +77,8 @@ def drive_stream(
         try:
             while (item := _take(run, context, step, late)) is not _END:
                 yield item
+                if run.backlog is not None:
+                    run.backlog.took()
             done = True
         except RuntimeError as error:
             # "generator already executing": the engine was given up before
@@ -106,9 +108,7 @@ def _finish_stream(run: Run, context: Context, stream: Any) -> None:
         bell.wait(left)
 
 
-def _take(
-    run: Run, context: Context, call: Callable[[], Any], late: Late
-) -> Any:
+def _take(run: Run, context: Context, call: Callable[[], Any], late: Late) -> Any:
     """Return what `call` returns in the engine's thread, or what is said of a late run."""
     bell = Bell()
     run.on_change = bell.ring
@@ -183,6 +183,8 @@ async def drive_astream(
         try:
             while (item := await engine.take(anext(stream, _END), late)) is not _END:
                 yield item
+                if run.backlog is not None:
+                    run.backlog.took()
             done = True
         finally:
             if not done:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 
+from ._backlog import Backlog
 from ._cut import Step
 from ._langgraph import (
     CONF,
@@ -38,16 +39,19 @@ def fenced(run: Run, step: Step, config: RunnableConfig) -> RunnableConfig:
         changed[CONFIG_KEY_STREAM] = StreamProtocol(emit, stream.modes)
     if run.custom_stream:
         runtime = conf[CONFIG_KEY_RUNTIME]
-        writer = _fenced(step, runtime.stream_writer)
+        writer = _fenced(step, runtime.stream_writer, run.backlog)
         changed[CONFIG_KEY_RUNTIME] = runtime.override(stream_writer=writer)
     copied: RunnableConfig = {**config, CONF: changed}  # type: ignore[misc]
     return copied
 
 
 def _fenced(
-    step: Step, write: Callable[[Any], None]
-) -> Callable[[Sequence[tuple[str, Any]] | Any], None]:
+    step: Step, write: Callable[[Any], None], backlog: Backlog | None = None
+) -> Callable[[Any], None]:
     def fenced_write(what: Any) -> None:
+        if backlog is not None:
+            backlog.written += 1
+            backlog.wait(step.cause_of_cut)
         if step.cause_of_cut() is None:
             write(what)
 

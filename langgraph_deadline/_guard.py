@@ -79,9 +79,7 @@ def _patience(step: SyncStep) -> float:
 _CLOCK_TICK = 1e-6
 
 
-async def run_async(
-    run: Run, step: AsyncStep, body: Coroutine[Any, Any, Any]
-) -> Any:
+async def run_async(run: Run, step: AsyncStep, body: Coroutine[Any, Any, Any]) -> Any:
     """Await `body` in a task of its own, as long as `step` may take.
 
     A cancellation from outside is passed on once, and waited for: as long as the step

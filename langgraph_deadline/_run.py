@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from . import _clock
+from ._backlog import Backlog
 from ._cut import AsyncStep, Step, disown
 from ._record import Record
 from ._scope import Scope, current
@@ -67,14 +68,15 @@ class Run:
         "_timer",
         "active",
         "asked_budget",
+        "backlog",
         "budget",
         "cause",
         "channels",
         "claimed",
         "controlled",
+        "custom_stream",
         "cut_step",
         "cut_superstep",
-        "custom_stream",
         "deadline",
         "fallback",
         "implicit",
@@ -88,13 +90,13 @@ class Run:
         "on_change",
         "phase",
         "policy",
-        "reset",
         "reserve",
+        "reset",
         "resumed",
         "saved_at",
         "saver",
-        "sequence",
         "scope",
+        "sequence",
         "spent",
         "started",
         "started_wall",
@@ -146,6 +148,7 @@ class Run:
         self.channels: Any = None
         self.interrupted = False
         self.custom_stream = False
+        self.backlog: Backlog | None = None
 
         # What the checkpoint says, filled in when it is loaded.
         self.new_input = True
@@ -289,9 +292,7 @@ class Run:
         """Note a step that kept the event loop from running past its deadline."""
         overrun = step.overrun()
         self.stragglers.append(
-            Straggler(
-                name=step.name, overrun=overrun, running=False, blocked_loop=True
-            )
+            Straggler(name=step.name, overrun=overrun, running=False, blocked_loop=True)
         )
         logger.warning(
             "Step %r blocked the event loop for %.3g s past its deadline. Nothing can "

@@ -17,6 +17,7 @@ from langchain_core.runnables import (
 from langchain_core.runnables.config import run_in_executor
 
 from . import _clock
+from ._backlog import TOKENS
 from ._cut import Step
 from ._guard import in_thread
 from ._langgraph import (
@@ -138,6 +139,10 @@ def _child(manager: Any, index: int) -> Any:
     child = manager.get_child(f"seq:step:{index + 1}")
     child.handlers.insert(0, ATTACHED)
     child.inheritable_handlers.insert(0, ATTACHED)
+    run = run_here()
+    if run is not None and run.backlog is not None and run.backlog.tokens:
+        child.handlers.append(TOKENS)
+        child.inheritable_handlers.append(TOKENS)
     return child
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from . import _clock
 
-
 _at_work: set[Job] = set()
 """The jobs that are being done, in all pools; for tests in virtual time."""
 
@@ -29,7 +28,16 @@ def busy() -> bool:
 class Job:
     """One call in a pool's thread."""
 
-    __slots__ = ("_context", "_fn", "_notify", "_on_end", "done", "ended", "error", "result")
+    __slots__ = (
+        "_context",
+        "_fn",
+        "_notify",
+        "_on_end",
+        "done",
+        "ended",
+        "error",
+        "result",
+    )
 
     def __init__(
         self, context: Context, fn: Callable[[], Any], notify: Callable[[], None]

@@ -79,6 +79,8 @@ def end_of(run: Run, step: Step) -> DeadlineExceeded:
         )
     if error.cause == "window":
         left = max(run.work - step.began, 0.0)
-        needed = run.policy.steps[step.name].needs if step.name in run.policy.steps else None
+        needed = (
+            run.policy.steps[step.name].needs if step.name in run.policy.steps else None
+        )
         return RunCut(cause="window", step=step.name, remaining=left, needed=needed)
     return error

@@ -162,6 +162,9 @@ class DeadlineHandler(GraphCallbackHandler):
         if self.seconds is not None:
             now = _clock.now()
             self._check_own("model token", self._began.get(run_id, now), now)
+        run = run_here()
+        if run is not None and run.backlog is not None and run.backlog.tokens:
+            run.backlog.wait(lambda: run.phase != "working")
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Forget the run."""

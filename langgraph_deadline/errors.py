@@ -68,7 +68,9 @@ class DeadlineExceeded(TimeoutError):  # noqa: N818 - the field's name for it
                 f"{_s(max(self.remaining or 0.0, 0.0))} are left"
             )
         if self.cause == "step":
-            return f"{where} exceeded its own limit of {_s(self.budget)}{self._timing()}"
+            return (
+                f"{where} exceeded its own limit of {_s(self.budget)}{self._timing()}"
+            )
         if self.cause == "deadline":
             inside = f" in step {self.step!r}" if self.step else ""
             limit = f" of {_s(self.budget)}" if self.budget is not None else ""

@@ -145,7 +145,9 @@ class GuardedNode(Runnable[Any, Any]):
 
     def _otherwise(self, budget: StepBudget) -> Parts:
         value = budget.otherwise
-        body = value if isinstance(value, Runnable) or callable(value) else lambda _: value
+        body = (
+            value if isinstance(value, Runnable) or callable(value) else lambda _: value
+        )
         return Parts(as_runnable(body, self.name), self._node.flat_writers)
 
     # Entry points, called by the engine.
@@ -279,7 +281,10 @@ class GuardedNode(Runnable[Any, Any]):
             step = self._open_instead(run, config, AsyncStep)
             result = Result(step)
             body = functools.partial(
-                self._otherwise(budget).ainvoke, value, fenced(run, step, config), result
+                self._otherwise(budget).ainvoke,
+                value,
+                fenced(run, step, config),
+                result,
             )
             verdict, out = await self._aonce(run, step, _NO_LIMIT, body)
         if verdict is None:
@@ -440,5 +445,3 @@ class _Attempt:
         if self._stream:
             return await self._parts.astream(value, config)
         return await self._parts.ainvoke(value, config, self._result)
-
-

@@ -1,0 +1,475 @@
+"""Compiled graphs whose entry points all take, and keep, a deadline."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing as _closing
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from langchain_core.callbacks import BaseCallbackManager, CallbackManager
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import var_child_runnable_config
+from langgraph.constants import START
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.pregel import Pregel
+from langgraph.types import Command
+
+from ._backlog import Backlog
+from ._channels import closable
+from ._drive import drive_astream, drive_async, drive_stream, drive_sync
+from ._fallback import Fallback, attach_fallback, draw_fallback
+from ._langgraph import CONF, CONFIG_KEY_STREAM, is_task, read_channels
+from ._run import Run, run_here
+from ._scope import Scope, current
+from ._views import cache_view, saver_view, store_view
+from .callbacks import ATTACHED
+from .control import RunControl
+from .deadline import WIRE_KEY, Deadline, from_wire
+from .errors import plain
+from .nodes import DeadlineNode
+from .policy import DeadlinePolicy, check_names, coerce
+
+Budget = float | timedelta | Deadline | DeadlinePolicy
+
+
+class _Driven:
+    """Passed by our `invoke` through the engine's own to our `stream`: go on."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+
+class BoundedGraph(Pregel[Any, Any, Any, Any]):
+    """What a compiled graph gains: every entry point takes a `deadline`.
+
+    Mixed into the class of the graph, so that it stays what it was.
+    """
+
+    deadline_policy: DeadlinePolicy | None
+    deadline_fallback: str | None
+
+    def __init__(
+        self,
+        *,
+        deadline_policy: DeadlinePolicy | None = None,
+        deadline_fallback: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        # `with_config` and `copy` come here with the attributes of the original.
+        self.deadline_policy = deadline_policy
+        self.deadline_fallback = deadline_fallback
+        self.nodes = _guarded(self)
+        self.channels = closable(self.channels)
+
+    # Entry points. Those that are not here (batch, abatch, stream_events,
+    # astream_events) are LangGraph's and LangChain's and come through these.
+
+    def invoke(  # type: ignore[override]
+        self,
+        input: Any,
+        config: RunnableConfig | None = None,
+        *,
+        deadline: Any = None,
+        control: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the graph; `deadline` replaces the compiled budget for this run."""
+        run = self._begin(input, config, deadline, control)
+        if run is None:
+            return super().invoke(input, config, control=control, **kwargs)
+        call = partial(
+            super().invoke,
+            input,
+            self._with_handler(config, run),
+            control=control,
+            deadline=_Driven(run),
+            **kwargs,
+        )
+        with _attached(run, control):
+            return drive_sync(run, call, partial(self._late, kwargs))
+
+    async def ainvoke(  # type: ignore[override]
+        self,
+        input: Any,
+        config: RunnableConfig | None = None,
+        *,
+        deadline: Any = None,
+        control: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the graph; `deadline` replaces the compiled budget for this run."""
+        run = self._begin(input, config, deadline, control)
+        if run is None:
+            return await super().ainvoke(input, config, control=control, **kwargs)
+        call = partial(
+            super().ainvoke,
+            input,
+            self._with_handler(config, run),
+            control=control,
+            deadline=_Driven(run),
+            **kwargs,
+        )
+        with _attached(run, control):
+            return await drive_async(run, call, partial(self._late, kwargs))
+
+    def stream(  # type: ignore[override]
+        self,
+        input: Any,
+        config: RunnableConfig | None = None,
+        *,
+        deadline: Any = None,
+        control: Any = None,
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        """Stream a run; `deadline` replaces the compiled budget for this run.
+
+        The budget counts from the first item that is asked for.
+        """
+        if isinstance(deadline, _Driven):
+            return super().stream(input, config, control=control, **kwargs)
+        self._check(config, deadline)
+        return self._stream(input, config, deadline, control, kwargs)
+
+    def _stream(
+        self,
+        input: Any,
+        config: RunnableConfig | None,
+        deadline: Any,
+        control: Any,
+        kwargs: dict[str, Any],
+    ) -> Iterator[Any]:
+        run = self._begin(input, config, deadline, control)
+        if run is None:
+            yield from super().stream(input, config, control=control, **kwargs)
+            return
+        run.implicit = False  # a stream needs a context of its own
+        _prepare_stream(run, kwargs, config)
+        make = partial(
+            super().stream,
+            input,
+            self._with_handler(config, run),
+            control=control,
+            **kwargs,
+        )
+        with _attached(run, control):
+            yield from drive_stream(run, make, partial(self._late, kwargs))
+
+    async def astream(  # type: ignore[override]
+        self,
+        input: Any,
+        config: RunnableConfig | None = None,
+        *,
+        deadline: Any = None,
+        control: Any = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[Any]:
+        """Stream a run; `deadline` replaces the compiled budget for this run.
+
+        The budget counts from the first item that is asked for.
+        """
+        if isinstance(deadline, _Driven):
+            plain_stream = super().astream(input, config, control=control, **kwargs)
+            async with _closing(plain_stream):
+                async for item in plain_stream:
+                    yield item
+            return
+        run = self._begin(input, config, deadline, control)
+        if run is None:
+            plain_stream = super().astream(input, config, control=control, **kwargs)
+            async with _closing(plain_stream):
+                async for item in plain_stream:
+                    yield item
+            return
+        run.implicit = False  # a stream needs a context of its own
+        _prepare_stream(run, kwargs, config)
+        make = partial(
+            super().astream,
+            input,
+            self._with_handler(config, run),
+            control=control,
+            **kwargs,
+        )
+        with _attached(run, control):
+            stream = drive_astream(run, make, partial(self._late, kwargs))
+            async with _closing(stream):
+                async for item in stream:
+                    yield item
+
+    # The run.
+
+    def _check(self, config: RunnableConfig | None, deadline: Any) -> None:
+        """Refuse bad input at the call, not at the first item."""
+        self._policy_for(deadline)
+        self._wire(config)
+
+    def _policy_for(self, deadline: Any) -> tuple[DeadlinePolicy | None, bool]:
+        """Return the policy of one run, and whether its budget is its own."""
+        compiled = self.deadline_policy
+        if deadline is None:
+            return compiled, False
+        asked = coerce(deadline)
+        if asked is None or isinstance(deadline, DeadlinePolicy) or compiled is None:
+            if asked is not None:
+                check_names(asked.steps, self._step_names(), "deadline: steps")
+            return asked, True
+        settings = {name: getattr(compiled, name) for name in compiled.model_fields_set}
+        return DeadlinePolicy(**{**settings, "seconds": asked.seconds}), True
+
+    def _step_names(self) -> list[str]:
+        return [name for name in self.nodes if name != START]
+
+    def _wire(self, config: RunnableConfig | None) -> Deadline | None:
+        """Return the deadline that came with the config, for a graph that is no node."""
+        if is_task(config):
+            return None
+        for given in (config, self.config):
+            value = ((given or {}).get(CONF) or {}).get(WIRE_KEY)
+            if value is not None:
+                return from_wire(value)
+        return None
+
+    def _begin(
+        self, input: Any, config: RunnableConfig | None, deadline: Any, control: Any
+    ) -> Run | None:
+        """Return the new run, `None` where nothing bounds it."""
+        policy, own = self._policy_for(deadline)
+        wire = self._wire(config)
+        parent = current.get()
+        stoppable = isinstance(control, RunControl)
+        if policy is None and wire is None and not stoppable:
+            if parent is None or parent.run is None or not parent.run.guarded:
+                return None
+            return self._begin_nested(parent)
+        if wire is not None:
+            parent = Scope(parent, wire._at)  # noqa: SLF001
+        policy = policy or DeadlinePolicy()
+        run = Run(
+            policy,
+            parent=parent,
+            budget=policy.seconds,
+            fallback=self.deadline_fallback
+            if policy.on_exceeded in _MAY_FALL_BACK
+            else None,
+            name=self.get_name(),
+            controlled=stoppable,
+        )
+        run.asked_budget = policy.seconds if own else None
+        run.new_input = not _resumes(input)
+        if parent is not None and parent.run is not None:
+            run.custom_stream = parent.run.custom_stream
+            run.backlog = parent.run.backlog
+        _enter(run, parent)
+        return run
+
+    def _begin_nested(self, parent: Scope) -> Run:
+        """Return the run of a subgraph without a deadline of its own.
+
+        When the step it is in is cut, it ends by itself and hands over what it has.
+        """
+        run = Run(
+            _NESTED.model_copy(
+                update={"cancel_grace": parent.run.policy.cancel_grace / 2}
+            ),
+            parent=parent,
+            budget=None,
+            name=self.get_name(),
+            implicit=True,
+            controlled=True,
+        )
+        run.custom_stream = parent.run.custom_stream
+        run.backlog = parent.run.backlog
+        _enter(run, parent)
+        return run
+
+    def _with_handler(
+        self, config: RunnableConfig | None, run: Run
+    ) -> RunnableConfig | None:
+        """Return `config` with our callback handler, first of all handlers."""
+        parent = run.scope.parent
+        if parent is not None and parent.step is not None:
+            return config  # inherited from the graph this one is in
+        callbacks: Any = None
+        for given in (config, self.config, var_child_runnable_config.get()):
+            if given and (callbacks := given.get("callbacks")) is not None:
+                break
+        # For the graph's own events only; `_sequence` hands it on to what nodes do.
+        if isinstance(callbacks, BaseCallbackManager):
+            callbacks = callbacks.copy()
+            if ATTACHED not in callbacks.handlers:
+                callbacks.handlers.insert(0, ATTACHED)
+        else:
+            given = list(callbacks or ())
+            callbacks = CallbackManager([ATTACHED, *given], given)
+        return {**(config or {}), "callbacks": callbacks}
+
+    def _late(self, kwargs: Mapping[str, Any], run: Run) -> Any:
+        """Return the state that a run reached whose engine cannot end in time."""
+        error = run.error()
+        answered = run.mode == "return" or (
+            run.mode == "fallback"
+            and any(s.kind == "fallback" and s.cut is None for s in run.log)
+        )
+        if not answered or run.channels is None:
+            raise plain(error)
+        keys = kwargs.get("output_keys") or self.output_channels
+        return read_channels(run.channels, keys)
+
+    def _defaults(self, config: RunnableConfig, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Have a bounded run's engine use views that stragglers cannot write to."""
+        modes, keys, before, after, saver, store, cache, durability = super()._defaults(
+            config, **kwargs
+        )
+        run = run_here()
+        if run is not None and run.guarded:
+            if run.saver is None and not isinstance(saver, bool):
+                run.saver = saver
+            saver, store, cache = (
+                saver_view(saver),
+                store_view(store),
+                cache_view(cache),
+            )
+        return modes, keys, before, after, saver, store, cache, durability
+
+    # Drawing.
+
+    def get_graph(
+        self, config: RunnableConfig | None = None, *, xray: int | bool = False
+    ) -> Any:
+        """Return the drawable graph, with the fallback and where it leads."""
+        graph = super().get_graph(config, xray=xray)
+        if self.deadline_fallback is not None:
+            draw_fallback(graph, self, self.deadline_fallback)
+        return graph
+
+    async def aget_graph(
+        self, config: RunnableConfig | None = None, *, xray: int | bool = False
+    ) -> Any:
+        """Return the drawable graph, with the fallback and where it leads."""
+        graph = await super().aget_graph(config, xray=xray)
+        if self.deadline_fallback is not None:
+            draw_fallback(graph, self, self.deadline_fallback)
+        return graph
+
+
+_MAY_FALL_BACK = (None, "fallback")
+_NESTED = DeadlinePolicy(on_exceeded="return")
+
+
+# Helpers of the entry points.
+
+
+def _resumes(input: Any) -> bool:
+    return input is None or isinstance(input, Command)
+
+
+def _prepare_stream(
+    run: Run, kwargs: Mapping[str, Any], config: RunnableConfig | None
+) -> None:
+    """Have a stream's chunks fenced where nodes write them, and their number bounded."""
+    modes = kwargs.get("stream_mode") or ()
+    listed = (modes,) if isinstance(modes, str) else tuple(modes)
+    nested = CONFIG_KEY_STREAM in ((config or {}).get(CONF) or {})
+    run.custom_stream = run.custom_stream or nested or "custom" in listed
+    if "custom" in listed or "messages" in listed:
+        run.backlog = Backlog(tokens="messages" in listed)
+
+
+def _enter(run: Run, parent: Scope | None) -> None:
+    """Make `run` known to the step it is in, and cut with it."""
+    step = parent.step if parent is not None else None
+    if step is not None:
+        if step.nested is None:
+            step.nested = []
+        step.nested.append(run)
+    if parent is not None and (cause := parent.cause_of_cut()) is not None:
+        run.cut(cause)
+
+
+class _attached:  # noqa: N801 - a context manager, used as one
+    """Have a run stopped by its control and by the step it is in, until it ends."""
+
+    def __init__(self, run: Run, control: Any) -> None:
+        self._run = run
+        self._control = control if isinstance(control, RunControl) else None
+        parent = run.scope.parent
+        self._step = parent.step if parent is not None else None
+
+    def __enter__(self) -> None:
+        if self._control is not None:
+            self._control.attach(self._run)
+
+    def __exit__(self, *_: object) -> None:
+        if self._control is not None:
+            self._control.release(self._run)
+        if self._step is not None and self._step.nested:
+            self._step.nested.remove(self._run)
+
+
+def bounded(
+    graph: Any, policy: DeadlinePolicy | None = None, fallback: Fallback | None = None
+) -> Any:
+    """Return a bounded copy of a compiled graph; the original stays as it was."""
+    cls = _bounded_class(type(graph))
+    copied = object.__new__(cls)
+    copied.__dict__.update(graph.__dict__)
+    copied.nodes = dict(graph.nodes)
+    copied.channels = dict(graph.channels)
+    if graph.stream_channels is None:
+        copied.stream_channels = graph.stream_channels_list
+    name = None
+    if fallback is not None:
+        name = attach_fallback(copied, fallback)
+    copied.deadline_fallback = name
+    copied.deadline_policy = None
+    copied.nodes = _guarded(copied)
+    copied.channels = closable(copied.channels)
+    copied.deadline_policy = _checked(policy, name, copied)
+    return copied.validate()
+
+
+def adopt(thing: Any) -> Any:
+    """Return a node's subgraph so that it can be cut and hand over what it has."""
+    if isinstance(thing, Pregel) and not isinstance(thing, BoundedGraph):
+        return bounded(thing)
+    return thing
+
+
+def _checked(
+    policy: DeadlinePolicy | None, fallback: str | None, graph: Any
+) -> DeadlinePolicy | None:
+    if policy is None:
+        return None
+    if policy.on_exceeded == "fallback" and fallback is None:
+        msg = "on_exceeded='fallback' needs a fallback: pass `fallback=`"
+        raise ValueError(msg)
+    check_names(policy.steps, (n for n in graph.nodes if n != START), "steps")
+    return policy
+
+
+def _guarded(graph: Any) -> dict[str, Any]:
+    retries = tuple(graph.retry_policy or ())
+    return {
+        name: DeadlineNode.guard(name, node, retries, adopt)
+        for name, node in graph.nodes.items()
+    }
+
+
+_classes: dict[type[Any], type[Any]] = {Pregel: BoundedGraph}
+
+
+def _bounded_class(cls: type[Any]) -> type[Any]:
+    """Return the class of bounded graphs of class `cls`, a subclass of it."""
+    if issubclass(cls, BoundedGraph):
+        return cls
+    found = _classes.get(cls)
+    if found is None:
+        found = _classes[cls] = type(
+            f"Bounded{cls.__name__}", (BoundedGraph, cls), {"__module__": __name__}
+        )
+    return found
+
+
+BoundedStateGraph = _bounded_class(CompiledStateGraph)
