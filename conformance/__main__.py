@@ -75,12 +75,12 @@ def _allowed() -> dict[str, str]:
 
 
 def _print_run(run: Run) -> None:
-    """Print one side in a line, and the tests that needed another attempt."""
+    """Print one side in a line."""
     counts = ", ".join(f"{run.count(o)} {o}" for o in ("passed", "failed", "skipped"))
     print(f"{run.side:8}  {counts} in {run.seconds:.0f} s")
     for test, result in run.tests.items():
-        if result.retried:
-            print(f"          passed only when tried again: {test}")
+        if result.again and result.outcome == "passed":
+            print(f"          passed only when run again: {test}")
 
 
 def _print_differences(
@@ -94,6 +94,8 @@ def _print_differences(
         if d.test in allowed:
             print(f"    allowed: {allowed[d.test]}")
         print(f"    {d.cause.reason}")
+        if d.cause.again:
+            print("    passes when run again: a race, or it depends on tests before it")
         if full and d.cause.traceback:
             print(d.cause.traceback)
 

@@ -28,7 +28,7 @@ class Backlog:
     by a few; it bounds, it does not balance.
     """
 
-    __slots__ = ("_room", "_waiters", "written", "read", "tokens")
+    __slots__ = ("_room", "_waiters", "read", "tokens", "written")
 
     def __init__(self, *, tokens: bool) -> None:
         self.tokens = tokens
@@ -94,7 +94,6 @@ class TokenBacklog(AsyncCallbackHandler):
         scope = current.get()
         backlog = getattr(scope.run, "backlog", None) if scope is not None else None
         if backlog is not None:
-            backlog.written += 1
             await backlog.wait_async()
 
 

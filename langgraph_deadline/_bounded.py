@@ -18,7 +18,7 @@ from langgraph.types import Command
 
 from ._backlog import Backlog
 from ._channels import closable
-from ._drive import drive_astream, drive_async, drive_stream, drive_sync
+from ._drive import LateItems, drive_astream, drive_async, drive_stream, drive_sync
 from ._fallback import Fallback, attach_fallback, draw_fallback
 from ._langgraph import CONF, CONFIG_KEY_STREAM, is_task, read_channels
 from ._run import Run, run_here
@@ -155,7 +155,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
             **kwargs,
         )
         with _attached(run, control):
-            yield from drive_stream(run, make, partial(self._late, kwargs))
+            yield from drive_stream(run, make, partial(self._late_items, kwargs))
 
     async def astream(  # type: ignore[override]
         self,
@@ -193,7 +193,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
             **kwargs,
         )
         with _attached(run, control):
-            stream = drive_astream(run, make, partial(self._late, kwargs))
+            stream = drive_astream(run, make, partial(self._late_items, kwargs))
             async with _closing(stream):
                 async for item in stream:
                     yield item
@@ -316,6 +316,22 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
             raise plain(error)
         keys = kwargs.get("output_keys") or self.output_channels
         return read_channels(run.channels, keys)
+
+    def _late_items(self, kwargs: Mapping[str, Any], run: Run) -> LateItems:
+        """Return how a stream ends whose engine cannot end in time."""
+        state = self._late(kwargs, run)
+        modes = kwargs.get("stream_mode") or self.stream_mode
+        if modes == "values":
+            part: Any = state
+        elif not isinstance(modes, str) and "values" in modes:
+            part = ("values", state)
+        else:
+            return LateItems(())
+        if kwargs.get("version") == "v2":
+            return LateItems([{"type": "values", "ns": (), "data": state}])
+        if kwargs.get("subgraphs"):
+            part = ((), *part) if isinstance(part, tuple) else ((), part)
+        return LateItems([part])
 
     def _defaults(self, config: RunnableConfig, **kwargs: Any) -> Any:  # type: ignore[override]
         """Have a bounded run's engine use views that stragglers cannot write to."""

@@ -119,6 +119,10 @@ class Step(Scope):
         """Return how long a cut has to wait for critical sections (in seconds)."""
         return max(self.holds) if self.holds else 0.0
 
+    def patience(self) -> float:
+        """Return how long the step may resist a cut before it is given up."""
+        return self.longest_hold() + self.grace
+
     # What a run does to a step.
 
     def stop(self, cause: Cause) -> None:
@@ -149,6 +153,14 @@ class SyncStep(Step):
     ) -> None:
         super().__init__(parent, name, kind, superstep, grace)
         self.bell = Bell()
+
+    def patience(self) -> float:
+        """Return how long the step may resist: a thread is given up at once.
+
+        Except for critical sections, and for runs inside it, which have been told to end
+        and hand over what they have.
+        """
+        return max(self.longest_hold(), self.grace if self.nested else 0.0)
 
     def _interrupt(self) -> None:
         self.bell.ring()  # a thread cannot be interrupted, only be waited for less

@@ -8,7 +8,7 @@ without a deadline of their own are driven inline, for the step they are in is w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
@@ -24,6 +24,13 @@ Late = Callable[[Run], Any]
 """Returns what can be said of a run whose engine is not waited for any more."""
 
 _END = object()
+
+
+class LateItems:
+    """The last items of a stream whose engine is not waited for any more."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self.items = items
 
 
 def engine_context(run: Run) -> Context:
@@ -76,6 +83,9 @@ def drive_stream(
         done = False
         try:
             while (item := _take(run, context, step, late)) is not _END:
+                if isinstance(item, LateItems):
+                    yield from item.items
+                    break
                 yield item
                 if run.backlog is not None:
                     run.backlog.took()
@@ -139,11 +149,19 @@ def _wait(run: Run, job: Job, bell: Bell) -> None:
         elif now < run.deadline:
             bell.wait(run.deadline - now)
         else:
-            until = now + run.patience() + ENGINE_PATIENCE
+            until = now + run.patience()
             run.end()
-            while not job.done and (left := until - _clock.now()) > 0:
-                bell.wait(left)
+            _wait_on(run, job, bell, until)
             return
+
+
+def _wait_on(run: Run, job: Job, bell: Bell, until: float) -> None:
+    """Wait as long as steps resist, and then for the engine, which needs little."""
+    while not job.done and run.active and (left := until - _clock.now()) > 0:
+        bell.wait(left)
+    until = _clock.now() + ENGINE_PATIENCE
+    while not job.done and (left := until - _clock.now()) > 0:
+        bell.wait(left)
 
 
 async def drive_async(
@@ -182,6 +200,10 @@ async def drive_astream(
         done = False
         try:
             while (item := await engine.take(anext(stream, _END), late)) is not _END:
+                if isinstance(item, LateItems):
+                    for last in item.items:
+                        yield last
+                    break
                 yield item
                 if run.backlog is not None:
                     run.backlog.took()

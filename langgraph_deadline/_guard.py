@@ -65,15 +65,10 @@ def run_sync(run: Run, step: SyncStep, body: Callable[[], Any]) -> Any:
 
 
 def _patience(step: SyncStep) -> float:
-    """Return how long the guard still waits (in seconds).
-
-    Cut sync work is given up at once, except for critical sections, and for runs inside
-    it, which have been told to end and hand over what they have.
-    """
+    """Return how long the guard still waits (in seconds)."""
     if step.cut is None:
         return max(step.at - _clock.now(), _CLOCK_TICK)
-    grace = step.grace if step.nested else 0.0
-    return step.cut_at + max(grace, step.longest_hold()) - _clock.now()
+    return step.cut_at + step.patience() - _clock.now()
 
 
 _CLOCK_TICK = 1e-6

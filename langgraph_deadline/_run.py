@@ -61,6 +61,7 @@ class Run:
     """The state of one run in this process."""
 
     __slots__ = (
+        "_last_call",
         "_loop",
         "_on_last",
         "_pool",
@@ -164,6 +165,7 @@ class Run:
         self._pool: Pool | None = parent.run.pool() if implicit and parent else None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._last_call: asyncio.TimerHandle | None = None
         self._on_last: Callable[[], None] | None = None
         self.on_change: Callable[[], None] | None = None
 
@@ -256,6 +258,8 @@ class Run:
         """Take `step` out of the active ones."""
         step.ended = _clock.now()
         self.active.pop(step, None)
+        if self.phase == "over" and not self.active:
+            self._nothing_resists()
         if self.logging or step.cut is not None:
             self.log.append(step)
 
@@ -354,11 +358,8 @@ class Run:
         return any(step.kind == "fallback" for step in list(self.active))
 
     def patience(self) -> float:
-        """Return how long after its deadline the run may need to end (in seconds)."""
-        steps = list(self.active)
-        if not steps:
-            return 0.0
-        return max(step.longest_hold() + step.grace for step in steps)
+        """Return how long cut steps may resist before they are given up (in seconds)."""
+        return max((step.patience() for step in list(self.active)), default=0.0)
 
     # The timer (async runs; the threads of sync ones wait with a time-out).
 
@@ -370,10 +371,10 @@ class Run:
 
     def disarm(self) -> None:
         """Stop watching."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._loop = self._on_last = None
+        for timer in (self._timer, self._last_call):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._last_call = self._loop = self._on_last = None
 
     def _rearm(self) -> None:
         if self.on_change is not None:
@@ -396,10 +397,34 @@ class Run:
     def _time_is_up(self) -> None:
         patience = self.patience()
         self.end()
-        if self._loop is not None and self._on_last is not None:
-            self._timer = self._loop.call_later(
-                patience + ENGINE_PATIENCE, self._on_last
-            )
+        self._wait_for_engine(max(patience, 0.0 if self.active else ENGINE_PATIENCE))
+
+    def _nothing_resists(self) -> None:
+        """All steps have ended; what the engine needs from here on is little."""
+        if self.on_change is not None:
+            self.on_change()
+        if self._loop is not None and asyncio.get_running_loop() is self._loop:
+            self._wait_for_engine(ENGINE_PATIENCE)
+
+    def _wait_for_engine(self, seconds: float) -> None:
+        if self._loop is None:
+            return
+        at = self._loop.time() + seconds
+        if self._last_call is not None:
+            if self._last_call.when() <= at:
+                return
+            self._last_call.cancel()
+        self._last_call = self._loop.call_at(at, self._last, _LAST_PASSES)
+
+    def _last(self, passes: int) -> None:
+        # Steps that are given up at this very instant need some passes of the loop, but
+        # no time, for the engine to end.
+        if self._loop is None or self._on_last is None:
+            return
+        if passes:
+            self._loop.call_soon(self._last, passes - 1)
+        else:
+            self._on_last()
 
     def _name_blockers(self) -> None:
         late = _clock.now() - self.work
@@ -470,6 +495,8 @@ class Run:
 
 
 _ENDED = RunScope(None)
+
+_LAST_PASSES = 50
 
 ENGINE_PATIENCE = 0.05
 """What the engine may take to end after its last step (in seconds): it has to apply the

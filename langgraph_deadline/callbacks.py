@@ -164,6 +164,7 @@ class DeadlineHandler(GraphCallbackHandler):
             self._check_own("model token", self._began.get(run_id, now), now)
         run = run_here()
         if run is not None and run.backlog is not None and run.backlog.tokens:
+            run.backlog.written += 1
             run.backlog.wait(lambda: run.phase != "working")
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:

@@ -28,7 +28,8 @@ def postgres_uri() -> Iterator[str]:
     try:
         account = _account(home)
         user = pwd.getpwuid(os.geteuid()).pw_name if not account else account["user"]
-        _call(account, binaries / "initdb", "-D", data, "-A", "trust", "--no-sync")
+        _call(account, binaries / "initdb", "-D", data, "-A", "trust", "--no-sync",
+              "-E", "UTF8")  # fmt: skip
         log = home / "log"
         try:
             _call(account, binaries / "pg_ctl", "-D", data, "-w", "-l", log,

@@ -8,11 +8,12 @@ import operator
 import threading
 import time
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Annotated, Any, Literal, TypedDict
 
 import pytest
 
-from langgraph_deadline import RunReport, _clock, collect_runs
+from langgraph_deadline import DeadlinePolicy, RunReport, _clock, collect_runs
 from langgraph_deadline.testing import run_virtual
 
 How = Literal["invoke", "stream", "ainvoke", "astream"]
@@ -123,7 +124,7 @@ def napper(how: How, seconds: float, update: Any = None) -> Any:
 
 
 def took(driven: Driven, seconds: float, how: How, margin: float = 0.8) -> bool:
-    """Whether a run took `seconds`: exactly in virtual time, else at most `margin` more.
+    """Whether a run took `seconds`: exactly in virtual time, else up to `margin` more.
 
     The async ways are taken to be driven in virtual time, the sync ones never are.
     """
@@ -145,14 +146,16 @@ class State(TypedDict, total=False):
 class Trial:
     """One way to drive a graph: what its budget is, what started, how to let go.
 
-    Async ways run in virtual time, with 10 s; sync ones in real time, with 0.5 s. The
-    work deadline is at 0.8 of the budget where there is a fallback.
+    Async ways run in virtual time, with 10 s, of which 2 are the reserve where there is
+    one; sync ones in real time, with `seconds`, to which the reserve is added.
     """
 
     how: How
     started: list[str] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
     realtime: bool = False
+    seconds: float = 0.25
+    reserve: float = 1.0
 
     @property
     def real(self) -> bool:
@@ -161,8 +164,26 @@ class Trial:
 
     @property
     def budget(self) -> float:
-        """The budget of a run (in seconds)."""
-        return 0.5 if self.real else 10.0
+        """The budget of a run without a fallback (in seconds)."""
+        return self.seconds if self.real else 10.0
+
+    @property
+    def work(self) -> float:
+        """The work deadline of a run with a fallback (in seconds)."""
+        return self.seconds if self.real else 8.0
+
+    @property
+    def reserved(self) -> DeadlinePolicy:
+        """The policy of a run with a fallback."""
+        reserve = timedelta(seconds=self.reserve if self.real else 2.0)
+        return DeadlinePolicy(
+            seconds=self.work + reserve.total_seconds(), reserve=reserve
+        )
+
+    @property
+    def end(self) -> float:
+        """The deadline of a run with a fallback (in seconds)."""
+        return self.work + (self.reserve if self.real else 2.0)
 
     def quick(self, name: str, **update: Any) -> Any:
         """Return a node that logs its name."""
@@ -224,10 +245,21 @@ class Trial:
 
         return asyncio.run(main()) if self.real else run_virtual(main())
 
-    def on_time(self, driven: Driven, share: float = 1.0, late: float = 0.0) -> None:
-        """Check that the caller waited for a share of the budget, plus `late`."""
-        at = self.budget * share + late
+    def took(self, driven: Driven, seconds: float) -> None:
+        """Check how long the caller waited."""
         if self.real:
-            assert at - 0.05 <= driven.elapsed < at + 0.6
+            assert seconds - 0.05 <= driven.elapsed < seconds + 0.6
         else:
-            assert driven.elapsed == pytest.approx(at, abs=1e-6)
+            assert driven.elapsed == pytest.approx(seconds, abs=1e-6)
+
+    def at_budget(self, driven: Driven, late: float = 0.0) -> None:
+        """Check that a run without a fallback ended on time, or `late` seconds later."""
+        self.took(driven, self.budget + late)
+
+    def at_work(self, driven: Driven, late: float = 0.0) -> None:
+        """Check that a run with a quick fallback ended at its work deadline."""
+        self.took(driven, self.work + late)
+
+    def at_end(self, driven: Driven, late: float = 0.0) -> None:
+        """Check that a run with a slow fallback ended at its deadline."""
+        self.took(driven, self.end + late)

@@ -741,7 +741,7 @@ def test_c1_a_task_started_without_detach_is_bounded() -> None:
             await tasks[0]
         return _clock.now() - began
 
-    # The grace is for graphs inside a node that is cut: they may hand over what they have.
+    # The grace is for graphs inside a cut node: they may hand over what they have.
     assert 5 <= run_virtual(main()) <= 5.25
 
 

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import pytest
 from harness import ALL, ASYNC, SYNC, Driven, How, State, Trial
@@ -22,6 +22,7 @@ from langgraph_deadline import (
     StateGraph,
     _clock,
     collect_runs,
+    with_deadline,
 )
 
 GRACE = 0.25
@@ -29,9 +30,20 @@ WORK = 0.8
 """Share of the budget after which ordinary nodes are cut where there is a fallback."""
 
 
-def both_arms(trial: Trial, bad: Any, **options: Any) -> Any:
+def merge(old: list[str], new: list[str]) -> list[str]:
+    """Append what is new: a subgraph hands back what it was given, too."""
+    return [*old, *(name for name in new if name not in old)]
+
+
+class Merged(TypedDict, total=False):
+    """As `State`, for graphs in graphs."""
+
+    log: Annotated[list[str], merge]
+
+
+def both_arms(trial: Trial, bad: Any, *, schema: Any = State, **options: Any) -> Any:
     """Return a builder: `good` and `bad` side by side, each with a successor."""
-    builder = StateGraph(State)
+    builder = StateGraph(schema)
     builder.add_node("good", trial.quick("good"))
     builder.add_node("bad", bad, **options)
     for name in ("after_good", "after_bad", "degrade", "closing"):
@@ -139,7 +151,7 @@ faults = pytest.mark.parametrize(
 
 
 def faulty(trial: Trial, fault: Fault) -> Any:
-    async def bad(state: State) -> State:
+    async def bad(state: Any) -> Any:
         trial.started.append("bad")
         await fault(trial)
         return {"log": ["bad"]}
@@ -155,10 +167,10 @@ def test_c2_a_faulty_async_node_delays_no_fallback(
     """The fallback starts at the work deadline, at most the grace later."""
     trial = Trial(how)
     graph = both_arms(trial, faulty(trial, fault)).compile(
-        deadline=trial.budget, fallback="degrade"
+        deadline=trial.reserved, fallback="degrade"
     )
     driven = trial.drive(graph)
-    trial.on_time(driven, WORK, late)
+    trial.at_work(driven, late)
     arms = ["bad", "good"] if kept else ["good"]
     fell_back(trial, driven, *arms)
     assert sorted(trial.started) == ["bad", "closing", "degrade", "good"]
@@ -173,7 +185,7 @@ def test_c2_a_faulty_async_node_delays_no_error(
     trial = Trial(how)
     graph = both_arms(trial, faulty(trial, fault)).compile(deadline=trial.budget)
     driven = trial.drive(graph)
-    trial.on_time(driven, late=late)
+    trial.at_budget(driven, late=late)
     raised(driven, "bad")
     assert sorted(trial.started) == ["bad", "good"]
 
@@ -188,7 +200,7 @@ def test_c2_a_faulty_async_node_delays_no_partial_state(
     policy = DeadlinePolicy(seconds=trial.budget, on_exceeded="return")
     graph = both_arms(trial, faulty(trial, fault)).compile(deadline=policy)
     driven = trial.drive(graph)
-    trial.on_time(driven, late=late)
+    trial.at_budget(driven, late=late)
     assert driven.error is None
     assert driven.values["log"] == (["bad", "good"] if kept else ["good"])
     assert driven.report.outcome == "deadline"
@@ -206,9 +218,9 @@ def test_c2_a_blocking_sync_node_delays_no_fallback(how: How) -> None:
         time.sleep(1.5)
         return {"log": ["bad"]}
 
-    graph = both_arms(trial, bad).compile(deadline=trial.budget, fallback="degrade")
+    graph = both_arms(trial, bad).compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph)
-    trial.on_time(driven, WORK)
+    trial.at_work(driven)
     fell_back(trial, driven, "good")
 
 
@@ -226,7 +238,7 @@ def test_c2_a_blocking_sync_node_delays_no_error(how: How) -> None:
     graph = both_arms(trial, bad).compile(deadline=trial.budget)
     began = _clock.now()
     driven = trial.drive(graph)
-    trial.on_time(driven)
+    trial.at_budget(driven)
     raised(driven, "bad")
     # Neither does the loop wait for the thread when it is closed.
     assert _clock.now() - began < 1.4
@@ -246,7 +258,7 @@ def test_c2_a_blocking_sync_node_delays_no_partial_state(how: How) -> None:
     policy = DeadlinePolicy(seconds=trial.budget, on_exceeded="return")
     graph = both_arms(trial, bad).compile(deadline=policy)
     driven = trial.drive(graph)
-    trial.on_time(driven)
+    trial.at_budget(driven)
     assert driven.error is None
     assert driven.values["log"] == ["good"]
     no_cut_edges(trial)
@@ -271,9 +283,9 @@ def test_c2_many_blocking_sync_nodes_starve_nothing(how: How) -> None:
         trial.started.append("degrade")
         return {"log": ["degrade"]}
 
-    graph = builder.compile(deadline=trial.budget, fallback=degrade)
+    graph = builder.compile(deadline=trial.reserved, fallback=degrade)
     driven = trial.drive(graph)
-    trial.on_time(driven, WORK)
+    trial.at_work(driven)
     assert driven.values["log"] == ["degrade"]
     assert trial.started == ["degrade"]
 
@@ -302,10 +314,10 @@ def test_c2_a_retry_back_off_delays_no_fallback(how: How, where: str) -> None:
     trial = Trial(how)
     options = {"retry_policy": LONG_BACK_OFF} if where == "node" else {}
     builder = both_arms(trial, flaky(trial), **options)
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    plain = PlainStateGraph.compile(builder)
     if where == "graph":
-        graph.retry_policy = (LONG_BACK_OFF,)
-        graph = graph.copy()
+        plain.retry_policy = (LONG_BACK_OFF,)
+    graph = with_deadline(plain, trial.budget, fallback="degrade")
     driven = trial.drive(graph)
     assert driven.elapsed <= trial.budget * WORK + (0.6 if trial.real else 0.0)
     fell_back(trial, driven, "good")
@@ -349,9 +361,9 @@ def test_c2_a_full_semaphore_delays_no_fallback(how: How) -> None:
         builder.add_node(f"z{n}", trial.quick(f"z{n}"))
         builder.add_edge(START, f"z{n}")
     builder.add_node("degrade", trial.quick("degrade"))
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph, config={"max_concurrency": 1})
-    trial.on_time(driven, WORK)
+    trial.at_work(driven)
     assert driven.error is None
     assert driven.values["log"] == ["degrade"]
     assert trial.started == ["a_hang", "degrade"]
@@ -369,7 +381,7 @@ def test_c2_a_semaphore_held_for_ever_delays_no_error(how: How) -> None:
         builder.add_edge(START, f"z{n}")
     graph = builder.compile(deadline=trial.budget)
     driven = trial.drive(graph, config={"max_concurrency": 1})
-    trial.on_time(driven, late=GRACE)
+    trial.at_budget(driven, late=GRACE)
     assert type(driven.error) is DeadlineExceeded
     assert trial.started == ["bad"]
 
@@ -381,11 +393,11 @@ class SlowSaver(InMemorySaver):
         super().__init__()
         self.seconds = seconds
         self.first = first
-        self.writes = 0
+        self.calls = 0
 
     def _slow(self) -> bool:
-        self.writes += 1
-        return self.writes > self.first
+        self.calls += 1
+        return self.calls > self.first
 
     def put(self, *args: Any, **kwargs: Any) -> Any:
         if self._slow():
@@ -409,7 +421,7 @@ class SlowSaver(InMemorySaver):
 
 
 def slow_saver(trial: Trial, first: int = 0) -> SlowSaver:
-    return SlowSaver(2.0 if trial.real else 60.0, first)
+    return SlowSaver(1.5 if trial.real else 60.0, first)
 
 
 THREAD = {"configurable": {"thread_id": "1"}}
@@ -428,8 +440,10 @@ def chain(trial: Trial) -> Any:
 
 
 @pytest.mark.parametrize("how", ALL)
-@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
-@pytest.mark.parametrize("first", [0, 2, 4])
+@pytest.mark.parametrize(
+    ("durability", "first"),
+    [("sync", 0), ("sync", 3), ("async", 0), ("async", 3)],
+)
 def test_c2_a_slow_checkpointer_delays_no_caller(
     how: How, durability: str, first: int
 ) -> None:
@@ -448,8 +462,10 @@ def test_c2_a_slow_checkpointer_delays_no_caller(
 
 
 @pytest.mark.parametrize("how", ALL)
-@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
-@pytest.mark.parametrize("first", [0, 2, 4])
+@pytest.mark.parametrize(
+    ("durability", "first"),
+    [("sync", 3), ("async", 0), ("exit", 0)],
+)
 def test_c2_a_slow_checkpointer_and_a_fallback_delay_no_caller(
     how: How, durability: str, first: int
 ) -> None:
@@ -460,7 +476,7 @@ def test_c2_a_slow_checkpointer_and_a_fallback_delay_no_caller(
     builder.add_edge("one", "bad")
     builder.add_edge("bad", "three")
     saver = slow_saver(trial, first)
-    graph = builder.compile(saver, deadline=trial.budget, fallback="degrade")
+    graph = builder.compile(saver, deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph, config=THREAD, durability=durability)
     assert driven.elapsed <= trial.budget + GRACE + (0.6 if trial.real else 0.0)
     assert driven.error is None or type(driven.error) is DeadlineExceeded
@@ -479,7 +495,7 @@ def test_c7_a_slow_checkpointer_keeps_no_fallback_from_running(
     trial = Trial(how)
     saver = slow_saver(trial)
     graph = both_arms(trial, trial.hang("bad")).compile(
-        saver, deadline=trial.budget, fallback="degrade"
+        saver, deadline=trial.reserved, fallback="degrade"
     )
     driven = trial.drive(graph, config=THREAD, durability=durability)
     assert driven.elapsed <= trial.budget + GRACE + (0.6 if trial.real else 0.0)
@@ -517,7 +533,7 @@ def test_c2_a_hanging_conditional_edge_delays_no_caller(
     policy = DeadlinePolicy(seconds=trial.budget, on_exceeded=mode)
     fallback = {"fallback": "degrade"} if mode == "fallback" else {}
     driven = trial.drive(builder.compile(deadline=policy, **fallback))
-    trial.on_time(driven, WORK if mode == "fallback" else 1.0)
+    trial.at_work(driven if mode == "fallback" else 1.0)
     finished = ["good"] if origin == "good" else []
     assert trial.started == [
         *finished,
@@ -554,9 +570,9 @@ def test_c2_a_blocking_conditional_edge_of_an_async_graph_delays_no_caller(
     if origin == "good":
         builder.add_edge(START, "good")
     builder.add_conditional_edges(origin, path, ["never"])
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph)
-    trial.on_time(driven, WORK)
+    trial.at_work(driven)
     finished = ["good"] if origin == "good" else []
     assert driven.error is None
     assert driven.values["log"] == [*finished, "degrade"]
@@ -579,9 +595,9 @@ def test_c2_a_hanging_fallback_delays_no_caller(how: How, first: str) -> None:
     builder.add_node("after", trial.quick("after"))
     builder.add_edge("degrade", "closing")
     builder.add_edge("closing", "after")
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph)
-    trial.on_time(driven)
+    trial.at_budget(driven)
     assert driven.report.outcome == "deadline"
     assert trial.started == (
         ["bad", "degrade"] if first == "degrade" else ["bad", "degrade", "closing"]
@@ -606,9 +622,9 @@ def test_c2_a_faulty_async_fallback_delays_no_caller(
     builder = StateGraph(State)
     builder.add_node("bad", trial.hang("bad"))
     builder.add_edge(START, "bad")
-    graph = builder.compile(deadline=trial.budget, fallback=degrade)
+    graph = builder.compile(deadline=trial.reserved, fallback=degrade)
     driven = trial.drive(graph)
-    trial.on_time(driven, late=late)
+    trial.at_budget(driven, late=late)
     assert driven.error is None or type(driven.error) is DeadlineExceeded
     assert driven.report.outcome == "deadline"
     assert trial.started == ["bad", "degrade"]
@@ -635,9 +651,9 @@ def test_c2_a_fallback_at_work_when_the_cut_comes_goes_on(how: How) -> None:
     builder.add_node("degrade", degrade if how in SYNC else adegrade)
     builder.add_edge(START, "bad")
     builder.add_edge(START, "degrade")
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph)
-    trial.on_time(driven, 0.9)
+    trial.at_budget(driven, 0.9)
     assert driven.error is None
     assert driven.values["log"] == ["degrade"]
     assert trial.started.count("degrade") == 1
@@ -647,7 +663,7 @@ def test_c2_a_fallback_at_work_when_the_cut_comes_goes_on(how: How) -> None:
 
 
 @pytest.mark.parametrize("how", ALL)
-@pytest.mark.parametrize("share", [1, 7, 100])
+@pytest.mark.parametrize("share", [1, 7])
 def test_c2_a_hundred_sends_are_cut_at_once(how: How, share: int) -> None:
     """Every n-th of a hundred `Send`s hangs: one fallback, all others' work is kept."""
     trial = Trial(how)
@@ -679,13 +695,13 @@ def test_c2_a_hundred_sends_are_cut_at_once(how: How, share: int) -> None:
     )
     builder.add_edge("work", "gather")
     builder.add_edge("degrade", "closing")
-    budget = trial.budget * (4 if trial.real else 1)
+    budget = trial.budget * (3 if trial.real else 1)
     graph = builder.compile(deadline=budget, fallback="degrade")
-    driven = trial.drive(graph)
+    driven = trial.drive(graph, config={"max_concurrency": 100})  # threads for all
     if trial.real:
         assert budget * WORK - 0.05 <= driven.elapsed < budget * WORK + 0.8
     else:
-        trial.on_time(driven, WORK)
+        trial.at_work(driven)
     done = [f"work{n}" for n in range(100) if n % share]
     assert driven.error is None
     assert driven.values["log"] == ["split", *done, "degrade", "closing"]
@@ -697,7 +713,7 @@ def test_c2_a_hundred_sends_are_cut_at_once(how: How, share: int) -> None:
 
 def nested(trial: Trial, factory: Any, depth: int) -> Any:
     """Return a compiled subgraph, `depth` levels deep, that hangs at the bottom."""
-    builder = factory(State)
+    builder = factory(Merged)
     builder.add_node(f"done{depth}", trial.quick(f"done{depth}"))
     inner = trial.hang("hang") if depth == 1 else nested(trial, factory, depth - 1)
     builder.add_node(f"inner{depth}", inner)
@@ -719,11 +735,11 @@ def test_c2_a_subgraph_three_levels_deep_is_cut_and_hands_over_its_work(
 ) -> None:
     """What finished inside a subgraph is in the state that the fallback sees."""
     trial = Trial(how)
-    builder = both_arms(trial, nested(trial, factory, 3))
+    builder = both_arms(trial, nested(trial, factory, 3), schema=Merged)
     saver = InMemorySaver() if saved else None
-    graph = builder.compile(saver, deadline=trial.budget, fallback="degrade")
+    graph = builder.compile(saver, deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph, config=THREAD)
-    trial.on_time(driven, WORK)
+    trial.at_work(driven)
     fell_back(trial, driven, *DONE_INSIDE, "good")
     assert sorted(trial.started) == [
         "closing",
@@ -741,9 +757,9 @@ def test_c2_a_deep_subgraph_without_a_fallback_raises_on_time(
 ) -> None:
     """Without a fallback a cut deep inside is the run's `DeadlineExceeded`."""
     trial = Trial(how)
-    builder = both_arms(trial, nested(trial, factory, 3))
+    builder = both_arms(trial, nested(trial, factory, 3), schema=Merged)
     driven = trial.drive(builder.compile(deadline=trial.budget))
-    trial.on_time(driven)
+    trial.at_budget(driven)
     assert type(driven.error) is DeadlineExceeded
     assert driven.report.outcome == "deadline"
     assert sorted(trial.started) == [*sorted(DONE_INSIDE), "good", "hang"]
@@ -756,19 +772,19 @@ def test_c2_a_resisting_node_deep_in_subgraphs_delays_by_one_grace_only(
 ) -> None:
     """Three levels of subgraphs wait for one grace together, not for one each."""
     trial = Trial(how)
-    inner = factory(State)
+    inner = factory(Merged)
     inner.add_node("done1", trial.quick("done1"))
     inner.add_node("bad", faulty(trial, swallows_for_ever))
     inner.add_edge(START, "done1")
     inner.add_edge("done1", "bad")
-    middle = factory(State)
+    middle = factory(Merged)
     middle.add_node("inner", inner.compile())
     middle.add_edge(START, "inner")
-    outer = factory(State)
+    outer = factory(Merged)
     outer.add_node("middle", middle.compile())
     outer.add_edge(START, "middle")
-    builder = both_arms(trial, outer.compile())
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    builder = both_arms(trial, outer.compile(), schema=Merged)
+    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph)
     at = trial.budget * WORK
     assert at <= driven.elapsed <= at + GRACE + 1e-6
@@ -783,16 +799,16 @@ def test_c2_a_subgraph_called_in_a_node_is_cut_and_hands_over_its_work(
     trial = Trial(how)
     inner = nested(trial, StateGraph, 2)
 
-    def call(state: State) -> State:
-        return inner.invoke({"log": []})  # type: ignore[no-any-return]
+    def call(state: Any) -> Any:
+        return inner.invoke({"log": []})
 
-    async def acall(state: State) -> State:
-        return await inner.ainvoke({"log": []})  # type: ignore[no-any-return]
+    async def acall(state: Any) -> Any:
+        return await inner.ainvoke({"log": []})
 
-    builder = both_arms(trial, call if how in SYNC else acall)
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    builder = both_arms(trial, call if how in SYNC else acall, schema=Merged)
+    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph)
-    trial.on_time(driven, WORK)
+    trial.at_work(driven)
     fell_back(trial, driven, "done2", "done1", "good")
 
 
@@ -805,9 +821,9 @@ def test_c2_deferred_nodes_do_not_run_after_a_cut(how: How) -> None:
     builder.add_node("join", trial.quick("join"), defer=True)
     builder.add_edge("good", "last")
     builder.add_edge(["good", "bad"], "join")
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph)
-    trial.on_time(driven, WORK)
+    trial.at_work(driven)
     fell_back(trial, driven, "good")
     assert not {"last", "join"} & set(trial.started)
 
@@ -829,9 +845,9 @@ def test_c2_a_deferred_node_waiting_from_earlier_does_not_run_after_a_cut(
     builder.add_edge("first", "bad")
     builder.add_edge("bad", "last")
     builder.add_edge("degrade", "closing")
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph)
-    trial.on_time(driven, WORK)
+    trial.at_work(driven)
     fell_back(trial, driven, "first")
     assert "last" not in trial.started
 
@@ -846,9 +862,9 @@ def test_c2_a_deferred_fallback_runs_once(how: How) -> None:
     builder.add_node("closing", trial.quick("closing"))
     builder.add_edge(START, "bad")
     builder.add_edge("degrade", "closing")
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph)
-    trial.on_time(driven, WORK)
+    trial.at_work(driven)
     fell_back(trial, driven)
 
 
@@ -859,9 +875,9 @@ def test_c2_a_waiting_edge_does_not_fire_for_a_cut_node(how: How) -> None:
     builder = both_arms(trial, trial.hang("bad"))
     builder.add_node("join", trial.quick("join"))
     builder.add_edge(["good", "bad"], "join")
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph)
-    trial.on_time(driven, WORK)
+    trial.at_work(driven)
     fell_back(trial, driven, "good")
     assert "join" not in trial.started
 
@@ -881,16 +897,16 @@ def test_c2_a_barrier_in_front_of_what_the_fallback_leads_to_fires_afresh(
     builder.add_edge("bad", "right")
     builder.add_edge(["left", "right"], "join")
     builder.add_edge("degrade", "right")
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph)
-    trial.on_time(driven, WORK)
+    trial.at_work(driven)
     assert driven.error is None
     assert driven.values["log"] == ["left", "degrade", "right"]
     assert "join" not in trial.started
 
 
 @pytest.mark.parametrize("how", ALL)
-@pytest.mark.parametrize("goto", ["aside", "sends", "both"])
+@pytest.mark.parametrize("goto", ["aside", "sends"])
 def test_c2_a_commands_goto_does_not_fire_beside_a_cut_node(
     how: How, goto: str
 ) -> None:
@@ -899,7 +915,6 @@ def test_c2_a_commands_goto_does_not_fire_beside_a_cut_node(
     aim: Any = {
         "aside": "aside",
         "sends": [Send("aside", {"log": []})],
-        "both": ["aside", Send("aside", {"log": []})],
     }[goto]
 
     def jump(state: State) -> Command[Any]:
@@ -910,9 +925,9 @@ def test_c2_a_commands_goto_does_not_fire_beside_a_cut_node(
     builder.add_node("jump", trial.as_how(jump), destinations=("aside",))
     builder.add_node("aside", trial.quick("aside"))
     builder.add_edge(START, "jump")
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph)
-    trial.on_time(driven, WORK)
+    trial.at_work(driven)
     fell_back(trial, driven, "good", "jump")
     assert "aside" not in trial.started
 
@@ -933,9 +948,9 @@ def test_c2_a_hanging_node_reached_by_a_command_is_cut(how: How) -> None:
         builder.add_node(name, trial.quick(name))
     builder.add_edge(START, "jump")
     builder.add_edge("degrade", "closing")
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph)
-    trial.on_time(driven, WORK)
+    trial.at_work(driven)
     fell_back(trial, driven, "jump")
 
 
@@ -954,9 +969,9 @@ def test_c2_a_late_command_updates_but_leads_nowhere(how: How) -> None:
 
     builder = both_arms(trial, bad, destinations=("aside",))
     builder.add_node("aside", trial.quick("aside"))
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph)
-    trial.on_time(driven, WORK)
+    trial.at_work(driven)
     fell_back(trial, driven, "bad", "good")
     assert "aside" not in trial.started
 
@@ -975,9 +990,9 @@ def test_c2_a_fallback_may_lead_on_by_command(how: How) -> None:
     builder.add_node("degrade", trial.as_how(degrade), destinations=("aside",))
     builder.add_node("aside", trial.quick("aside"))
     builder.add_edge(START, "bad")
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph)
-    trial.on_time(driven, WORK)
+    trial.at_work(driven)
     assert driven.error is None
     assert driven.values["log"] == ["degrade", "aside"]
 
@@ -1014,7 +1029,7 @@ def test_c2_nodes_that_stream_are_cut_like_others(how: How) -> None:
     builder = StateGraph(State)
     builder.add_node("drip", drip if how in SYNC else adrip)
     builder.add_edge(START, "drip")
-    graph = builder.compile(deadline=trial.budget, fallback=trial.as_how(degrade))
+    graph = builder.compile(deadline=trial.reserved, fallback=trial.as_how(degrade))
     items: list[tuple[str, Any]] = []
 
     class Listening:
@@ -1033,7 +1048,7 @@ def test_c2_nodes_that_stream_are_cut_like_others(how: How) -> None:
                 yield mode, chunk
 
     driven = trial.drive(Listening())
-    trial.on_time(driven, WORK, 0.0 if trial.real else GRACE)
+    trial.at_work(driven, 0.0 if trial.real else GRACE)
     custom = [chunk for mode, chunk in items if mode == "custom"]
     assert custom[0] == 0
     assert custom[-1] == "degrade"
@@ -1053,7 +1068,7 @@ def test_c2_an_async_node_that_blocks_the_loop_is_named(
     trial = Trial(how, realtime=True)
 
     async def blocks(state: State) -> State:
-        time.sleep(1.0)
+        time.sleep(0.8)
         return {"log": ["blocks"]}
 
     async def waits(state: State) -> State:
@@ -1106,7 +1121,7 @@ def test_c2_a_batch_is_on_time(how: str) -> None:
     """Every run of a batch has a budget of its own, and its own result."""
     trial = Trial("invoke" if how == "batch" else "ainvoke")
     builder = both_arms(trial, trial.hang("bad"))
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     inputs: list[Any] = [{"log": [str(n)]} for n in range(3)]
 
     class Batch:
@@ -1119,7 +1134,7 @@ def test_c2_a_batch_is_on_time(how: str) -> None:
             return await graph.abatch(inputs)
 
     driven = trial.drive(Batch())
-    trial.on_time(driven, WORK)
+    trial.at_work(driven)
     assert [v["log"] for v in driven.values] == [
         [str(n), "good", "degrade", "closing"] for n in range(3)
     ]
@@ -1129,7 +1144,7 @@ def test_c2_a_batch_is_on_time(how: str) -> None:
 @pytest.mark.parametrize("how", ALL)
 def test_c2_a_chain_whose_steps_add_up_is_cut_where_time_ends(how: How) -> None:
     """No step is slow, but the run is: what finished is kept, the rest not started."""
-    trial = Trial(how)
+    trial = Trial(how, seconds=1.0)
     builder = StateGraph(State)
     nap = 0.3 * trial.budget
 
@@ -1153,9 +1168,9 @@ def test_c2_a_chain_whose_steps_add_up_is_cut_where_time_ends(how: How) -> None:
     for one, two in itertools.pairwise(names):
         builder.add_edge(one, two)
     builder.add_node("degrade", trial.quick("degrade"))
-    graph = builder.compile(deadline=trial.budget, fallback="degrade")
+    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph)
-    trial.on_time(driven, WORK)
+    trial.at_work(driven)
     assert driven.values["log"] == ["step0", "step1", "degrade"]
     assert trial.started == ["step0", "step1", "step2", "degrade"]
 

@@ -29,15 +29,15 @@ class State(TypedDict, total=False):
     log: str
 
 
-class Flaky(ConnectionError):
+class FlakyError(ConnectionError):
     """What LangGraph's default policy retries."""
 
 
 def node_for(how: How, body: Callable[[int], float]) -> tuple[Any, list[float]]:
     """Return a node that fails after what `body(attempt)` says, and its attempts.
 
-    A negative duration is a success after that long. Attempts are noted with the seconds
-    left at their start.
+    A negative duration is a success after that long. Attempts are noted with the
+    seconds left at their start.
     """
     attempts: list[float] = []
 
@@ -47,7 +47,7 @@ def node_for(how: How, body: Callable[[int], float]) -> tuple[Any, list[float]]:
 
     def end(seconds: float) -> dict[str, str]:
         if seconds >= 0:
-            raise Flaky
+            raise FlakyError
         return {"log": f"attempt {len(attempts)}"}
 
     if how in SYNC:
@@ -109,7 +109,7 @@ def test_c9_one_deadline_covers_all_attempts(how: How) -> None:
     node, attempts = node_for(how, lambda attempt: 0.08)
     driven = drive(one(node, every(0.02, 100), deadline=0.45), {}, how, virtual=True)
     assert isinstance(driven.error, DeadlineExceeded)
-    assert driven.elapsed <= (0.45 if how in ASYNC else 1.2)
+    assert driven.elapsed <= (0.45 + 1e-6 if how in ASYNC else 1.2)
     assert 1 < len(attempts) <= 5
     assert attempts == sorted(attempts, reverse=True)
     assert attempts[-1] < 0.45 - 0.1 * (len(attempts) - 1) + 0.01
@@ -132,7 +132,7 @@ def test_c9_a_back_off_that_does_not_fit_is_not_slept(
     else:
         assert isinstance(driven.error, DeadlineExceeded)
         assert driven.error.step == "work"
-        assert isinstance(driven.error.__cause__, Flaky)
+        assert isinstance(driven.error.__cause__, FlakyError)
     assert driven.report.outcome == "deadline"
 
 
@@ -167,7 +167,7 @@ def test_c9_a_last_attempt_raises_its_own_error(how: How) -> None:
     """With no attempt left nothing had to be stopped: the node's error goes up."""
     node, attempts = node_for(how, lambda attempt: 0.0)
     driven = drive(one(node, every(0.05, 3), deadline=3), {}, how, virtual=True)
-    assert isinstance(driven.error, Flaky)
+    assert isinstance(driven.error, FlakyError)
     assert len(attempts) == 3
     assert driven.report.outcome == "error"
 
@@ -178,7 +178,7 @@ def test_c9_an_error_that_is_not_retried_goes_up_at_once(how: How) -> None:
     node, attempts = node_for(how, lambda attempt: 0.0)
     retry = every(60, retry_on=KeyError)
     driven = drive(one(node, retry, deadline=1), {}, how, virtual=True)
-    assert isinstance(driven.error, Flaky)
+    assert isinstance(driven.error, FlakyError)
     assert len(attempts) == 1
 
 
@@ -223,8 +223,8 @@ def test_c9_deadline_exceeded_is_left_alone_by_the_default_policy(how: How) -> N
 
 
 @pytest.mark.parametrize("how", ALL)
-def test_c9_check_in_a_node_is_not_retried_when_time_is_up(how: How) -> None:
-    """A node that finds by itself that time is up is not asked again."""
+def test_c9_a_window_that_is_not_there_is_not_retried(how: How) -> None:
+    """A node that finds by itself that it has too little time is not asked again."""
     attempts: list[int] = []
 
     def work(state: State) -> None:
@@ -237,8 +237,7 @@ def test_c9_check_in_a_node_is_not_retried_when_time_is_up(how: How) -> None:
         await asyncio.sleep(0.15)
         check(needs=0.2)
 
-    retry = every(0.01, 20, retry_on=Exception)
-    graph = one(work if how in SYNC else awork, retry, deadline=0.3)
+    graph = one(work if how in SYNC else awork, every(0.01, 20), deadline=0.3)
     driven = drive(graph, {}, how, virtual=True)
     assert isinstance(driven.error, DeadlineExceeded)
     assert driven.error.cause == "window"
@@ -269,14 +268,14 @@ def test_c9_attempts_stop_after_the_cut(how: How) -> None:
     def work(state: State) -> None:
         attempts.append(1)
         time.sleep(0.6)
-        raise Flaky
+        raise FlakyError
 
     async def awork(state: State) -> None:
         attempts.append(1)
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
-            raise Flaky from None
+            raise FlakyError from None
 
     node = work if how in SYNC else awork
     graph = one(node, every(0.01, 50), deadline=0.2)
@@ -297,7 +296,7 @@ def test_c9_attempts_are_counted_up(how: How) -> None:
         assert runtime.execution_info is not None
         seen.append(runtime.execution_info.node_attempt)
         if len(seen) < 4:
-            raise Flaky
+            raise FlakyError
         return {"log": "done"}
 
     async def awork(state: State, runtime: Runtime[None]) -> dict[str, str]:
@@ -325,7 +324,7 @@ def test_c9_a_failed_attempts_writes_are_forgotten(how: How) -> None:
 
 @pytest.mark.parametrize("how", ALL)
 def test_c9_a_steps_seconds_cover_all_its_attempts(how: How) -> None:
-    """A step's own budget is not for each attempt; what is left decides on a back-off."""
+    """A step's own budget is not for each attempt: together they have it once."""
     node, attempts = node_for(how, lambda attempt: 0.1)
     policy = DeadlinePolicy(
         seconds=10,
@@ -335,7 +334,7 @@ def test_c9_a_steps_seconds_cover_all_its_attempts(how: How) -> None:
     assert driven.error is None
     assert driven.values == {"log": "otherwise"}
     assert 1 < len(attempts) <= 3
-    assert driven.elapsed <= (0.5 if how in ASYNC else 1.3)
+    assert driven.elapsed <= (0.5 + 1e-6 if how in ASYNC else 1.3)
     assert driven.report.outcome == "completed"
 
 
@@ -355,7 +354,7 @@ def test_c9_a_back_off_longer_than_the_steps_rest_goes_on_at_once(how: How) -> N
 
 @pytest.mark.parametrize("how", ALL)
 def test_c9_an_attempt_needs_the_steps_window(how: How) -> None:
-    """A further attempt is not made where less than the minimum window would be left."""
+    """No further attempt where less than the minimum window would be left."""
     node, attempts = node_for(how, lambda attempt: 0.1)
     policy = DeadlinePolicy(
         seconds=1, steps={"work": StepBudget(needs=0.85, otherwise={"log": "no"})}
@@ -422,7 +421,7 @@ def test_c9_parallel_retries_share_the_deadline(how: How) -> None:
     )
     driven = drive(graph, {}, how, virtual=True)
     assert driven.values == {"log": "kept by fallback"}
-    assert driven.elapsed <= 4
+    assert driven.elapsed <= 4 + 1e-6
     assert {len(attempts) for attempts in counts} == {8}
 
 
