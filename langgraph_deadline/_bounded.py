@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing as _closing
 from datetime import timedelta
@@ -225,11 +226,9 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         """Return the deadline that came with the config, for a graph that is no node."""
         if is_task(config):
             return None
-        for given in (config, self.config):
-            value = ((given or {}).get(CONF) or {}).get(WIRE_KEY)
-            if value is not None:
-                return from_wire(value)
-        return None
+        confs = [(c or {}).get(CONF) or {} for c in (config, self.config)]
+        values = [conf.get(WIRE_KEY) for conf in confs]
+        return min((from_wire(v) for v in values if v is not None), default=None)
 
     def _begin(
         self, input: Any, config: RunnableConfig | None, deadline: Any, control: Any
@@ -240,9 +239,10 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         parent = current.get()
         stoppable = isinstance(control, RunControl)
         if policy is None and wire is None and not stoppable:
-            if parent is None or parent.run is None or not parent.run.guarded:
+            if parent is None or (parent.run is None and parent.at == math.inf):
                 return None
-            return self._begin_nested(parent)
+            if parent.run is not None:
+                return self._begin_nested(parent) if parent.run.guarded else None
         if wire is not None:
             parent = Scope(parent, wire._at)  # noqa: SLF001
         policy = policy or DeadlinePolicy()
@@ -271,7 +271,8 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         """
         run = Run(
             _NESTED.model_copy(
-                update={"cancel_grace": parent.run.policy.cancel_grace / 2}
+                # Inner steps are given up before the step around them is.
+                update={"cancel_grace": parent.run.policy.cancel_grace * _INNER_GRACE}
             ),
             parent=parent,
             budget=None,
@@ -370,6 +371,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         return graph
 
 
+_INNER_GRACE = 0.8
 _MAY_FALL_BACK = (None, "fallback")
 _NESTED = DeadlinePolicy(on_exceeded="return")
 
@@ -422,6 +424,8 @@ class _attached:  # noqa: N801 - a context manager, used as one
             self._control.release(self._run)
         if self._step is not None and self._step.nested:
             self._step.nested.remove(self._run)
+            if self._step.cut is not None and not self._step.nested:
+                self._step.nested_ended()
 
 
 def bounded(
@@ -483,7 +487,10 @@ def _bounded_class(cls: type[Any]) -> type[Any]:
     found = _classes.get(cls)
     if found is None:
         found = _classes[cls] = type(
-            f"Bounded{cls.__name__}", (BoundedGraph, cls), {"__module__": __name__}
+            cls.__name__,
+            (BoundedGraph, cls),
+            # Under the name that people, drawings and serializers know.
+            {"__module__": cls.__module__, "__qualname__": cls.__qualname__},
         )
     return found
 

@@ -123,6 +123,9 @@ class Step(Scope):
         """Return how long the step may resist a cut before it is given up."""
         return self.longest_hold() + self.grace
 
+    def nested_ended(self) -> None:
+        """React to the end of the last run inside a step that was cut."""
+
     # What a run does to a step.
 
     def stop(self, cause: Cause) -> None:
@@ -169,16 +172,23 @@ class SyncStep(Step):
         self.bell.ring()
 
 
+_FOR_NESTED = 0.9
+"""Share of the grace that runs inside a step have to end by themselves."""
+
+_PASSES_TO_RETURN = 30
+
+
 class AsyncStep(Step):
     """A step whose body is a task, with a guard waiting for it in another."""
 
-    __slots__ = ("asked", "settled", "task", "timer")
+    __slots__ = ("asked", "late", "settled", "task", "timer")
 
     def __init__(
         self, parent: Scope, name: str, kind: Kind, superstep: int, grace: float
     ) -> None:
         super().__init__(parent, name, kind, superstep, grace)
         self.asked = False
+        self.late = False
         self.task: asyncio.Task[Any] | None = None
         self.settled: asyncio.Future[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -196,11 +206,13 @@ class AsyncStep(Step):
         self.timer = loop.call_later(max(seconds, 0.0), action)
 
     def _interrupt(self) -> None:
-        if self.holds:
+        if self.task is not None and self.task.done():
+            self.late = True  # it had ended, past its time, before anybody could cut it
+        elif self.holds:
             self.later(self.longest_hold(), self._cancel)
         elif self.nested:
             # The runs inside have been told; what they return in time is kept.
-            self.later(self.grace / 2, self._cancel_late)
+            self.later(self.grace * _FOR_NESTED, self._cancel_late)
         else:
             self._cancel()
 
@@ -211,7 +223,20 @@ class AsyncStep(Step):
         self._ask(self.grace)
 
     def _cancel_late(self) -> None:
-        self._ask(self.grace / 2)
+        self._ask(self.grace * (1 - _FOR_NESTED))
+
+    def nested_ended(self, passes: int = _PASSES_TO_RETURN) -> None:
+        """Cancel the task if it has more to wait for than the runs that were inside.
+
+        It gets some passes of the loop, but no time, to return what they returned.
+        """
+        if self.task is None or self.task.done():
+            return
+        if passes:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self.nested_ended, passes - 1)
+        elif not self.asked:
+            self._cancel()
 
     def _ask(self, patience: float) -> None:
         if self.task is not None and not self.task.done():

@@ -24,6 +24,8 @@ Late = Callable[[Run], Any]
 """Returns what can be said of a run whose engine is not waited for any more."""
 
 _END = object()
+_LONGEST_JOIN = 60.0
+"""What a cancelled engine may at most need for its checkpoints (in seconds)."""
 
 
 class LateItems:
@@ -80,7 +82,6 @@ def drive_stream(
         context = engine_context(run)
         stream = make()
         step = partial(next, stream, _END)
-        done = False
         try:
             while (item := _take(run, context, step, late)) is not _END:
                 if isinstance(item, LateItems):
@@ -89,15 +90,10 @@ def drive_stream(
                 yield item
                 if run.backlog is not None:
                     run.backlog.took()
-            done = True
-        except RuntimeError as error:
-            # "generator already executing": the engine was given up before
-            if run.phase != "over":
-                raise
-            raise plain(run.error()) from error
+        except (GeneratorExit, KeyboardInterrupt):
+            run.close()
+            raise
         finally:
-            if not done:
-                run.close()
             _finish_stream(run, context, stream)
 
 
@@ -107,6 +103,8 @@ def _finish_stream(run: Run, context: Context, stream: Any) -> None:
     def close() -> None:
         try:
             stream.close()
+        except ValueError:
+            pass  # "generator already executing": it was given up before
         finally:
             note(run)
 
@@ -197,7 +195,6 @@ async def drive_astream(
     with _Ended(run):
         engine = _Engine(run, engine_context(run))
         stream = engine.context.run(make)
-        done = False
         try:
             while (item := await engine.take(anext(stream, _END), late)) is not _END:
                 if isinstance(item, LateItems):
@@ -207,10 +204,10 @@ async def drive_astream(
                 yield item
                 if run.backlog is not None:
                     run.backlog.took()
-            done = True
+        except (GeneratorExit, asyncio.CancelledError):
+            run.close()
+            raise
         finally:
-            if not done:
-                run.close()
             await engine.finish(stream)
 
 
@@ -258,9 +255,14 @@ class _Engine:
             raise plain(cut) from None
 
     async def _join(self, task: asyncio.Task[Any]) -> None:
-        """Wait for a cancelled engine; a second cancellation must not orphan it."""
+        """Wait for a cancelled engine; a second cancellation must not orphan it.
+
+        Its steps are given up after the grace. The engine itself may have checkpoints
+        to save, as in LangGraph, for as long as the run had time.
+        """
         run = self._run
         patience = run.patience() + run.policy.cancel_grace + ENGINE_PATIENCE
+        patience = max(patience, min(run.asked_until - _clock.now(), _LONGEST_JOIN))
         timer = self._loop.call_later(patience, self._settle)
         while not task.done():
             self._settled = self._loop.create_future()

@@ -111,15 +111,25 @@ async def run_async(run: Run, step: AsyncStep, body: Coroutine[Any, Any, Any]) -
         run.given_up(step, task)
         return None
     # Here the task has ended: it settles the step in its very last act.
-    late = _clock.now() - step.at
-    if late > step.grace + step.longest_hold() or (late > _LATE and step.cut is None):
-        _expire(run, step)
-        run.blocked_loop(step)
+    _note_blocked_loop(run, step)
     if step.cut is None:
         return task.result()
     if not task.cancelled():
         task.exception()  # seen: the cut is what counts
     return None
+
+
+def _note_blocked_loop(run: Run, step: AsyncStep) -> None:
+    """Name a step that ended late though it was not given up: nobody could."""
+    now = _clock.now()
+    if step.cut is None and now - step.at > _LATE:
+        _expire(run, step)
+        run.blocked_loop(step)
+    elif step.cut is not None and (
+        (step.late and now - step.at > _LATE)
+        or now - step.cut_at > step.patience() + _LATE
+    ):
+        run.blocked_loop(step)
 
 
 async def _settling(step: AsyncStep, body: Coroutine[Any, Any, Any]) -> Any:

@@ -44,13 +44,17 @@ from langgraph.managed.base import ManagedValue
 from langgraph.pregel._draw import add_edge, draw_graph
 from langgraph.pregel._io import read_channels
 from langgraph.pregel._read import PregelNode
-from langgraph.pregel._retry import arun_with_retry, run_with_retry
+from langgraph.pregel._retry import (
+    _should_retry_on,  # pyright: ignore[reportPrivateUsage]
+    arun_with_retry,
+    run_with_retry,
+)
 from langgraph.pregel._write import (
     ChannelWrite,
     ChannelWriteEntry,
 )
 from langgraph.pregel.protocol import StreamProtocol
-from langgraph.types import PregelExecutableTask
+from langgraph.types import PregelExecutableTask, RetryPolicy
 
 __all__ = (
     "CONF",
@@ -78,6 +82,8 @@ __all__ = (
     "add_edge",
     "arun_with_retry",
     "astart",
+    "attempt_of",
+    "back_off",
     "channels_of",
     "coerce_to_runnable",
     "draw_graph",
@@ -130,8 +136,31 @@ def send_of(config: RunnableConfig) -> Send:
 
 def writes_of(config: RunnableConfig) -> deque[tuple[str, Any]]:
     """Return what a task has written so far, itself, not a copy."""
-    writes: deque[tuple[str, Any]] = config[CONF][CONFIG_KEY_SEND].__self__
+    # functools.partial(local_read, scratchpad, channels, managed, task)
+    writes: deque[tuple[str, Any]] = config[CONF][CONFIG_KEY_READ].args[3].writes
     return writes
+
+
+def attempt_of(config: RunnableConfig) -> int:
+    """Return which attempt of a task this is, from 1."""
+    info = config[CONF][CONFIG_KEY_RUNTIME].execution_info
+    return info.node_attempt if info is not None else 1
+
+
+def back_off(
+    policies: Sequence[RetryPolicy], error: Exception, attempt: int
+) -> float | None:
+    """Return what the engine will sleep before the next attempt, at the least.
+
+    In seconds; `None` if it will not make one. As in `run_with_retry`.
+    """
+    for policy in policies:
+        if _should_retry_on(policy, error):
+            if attempt >= policy.max_attempts:
+                return None
+            growth = policy.backoff_factor ** (attempt - 1)
+            return min(policy.max_interval, policy.initial_interval * growth)
+    return None
 
 
 def channels_of(config: RunnableConfig) -> Mapping[str, Any]:

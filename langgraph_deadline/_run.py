@@ -69,6 +69,7 @@ class Run:
         "_timer",
         "active",
         "asked_budget",
+        "asked_until",
         "backlog",
         "budget",
         "cause",
@@ -183,7 +184,7 @@ class Run:
 
     def set_deadline(self, at: float) -> None:
         """Place the deadline, and with it the reserve, which starts before it."""
-        self.deadline = at
+        self.deadline = self.asked_until = at
         if at == math.inf:
             self.budget: float | None = None
             self.reserve = 0.0

@@ -72,13 +72,17 @@ class Parts:
 
     __slots__ = ("last", "proc")
 
-    def __init__(self, body: Runnable[Any, Any], writers: Sequence[Any]) -> None:
-        if writers:
-            self.proc: Any = RunnableSeq(body, *writers)
-            self.last = len(self.proc.steps) - len(writers) - 1
+    def __init__(
+        self, like: Any, body: Runnable[Any, Any], writers: Sequence[Any]
+    ) -> None:
+        """Make a sequence `like` the node's own, which has its name and trace policy."""
+        steps = [*_flat(body), *writers]
+        if isinstance(like, RunnableSeq) and len(steps) > 1:
+            self.proc: Any = copy.copy(like)
+            self.proc.steps = steps
         else:
-            self.proc = body
-            self.last = 0
+            self.proc = steps[0] if len(steps) == 1 else RunnableSeq(*steps)
+        self.last = len(steps) - len(writers) - 1
 
     def invoke(self, value: Any, config: RunnableConfig, result: Result) -> Any:
         """Run all parts; as `RunnableSeq.invoke`, but for the check after each."""
@@ -158,15 +162,20 @@ def with_handler(config: RunnableConfig) -> RunnableConfig:
     return {**config, "callbacks": [ATTACHED, *(callbacks or ())]}
 
 
-def parts_of(node: PregelNode, adopt: Callable[[Any], Any]) -> Parts:
+def _flat(body: Any) -> list[Any]:
+    """Return the steps of a sequence, which LangGraph takes apart; else the body."""
+    return body.steps if isinstance(body, (RunnableSequence, RunnableSeq)) else [body]
+
+
+def parts_of(like: Any, node: PregelNode, adopt: Callable[[Any], Any]) -> Parts:
     """Return the parts of `node` for sync runs."""
-    return Parts(adopt(node.bound), node.flat_writers)
+    return Parts(like, adopt(node.bound), node.flat_writers)
 
 
-def async_parts_of(node: PregelNode, adopt: Callable[[Any], Any]) -> Parts:
+def async_parts_of(like: Any, node: PregelNode, adopt: Callable[[Any], Any]) -> Parts:
     """Return the parts of `node` for async runs: blocking code gets a thread of ours."""
     writers = [_unblocked_writer(writer) for writer in node.flat_writers]
-    return Parts(_unblocked(adopt(node.bound)), writers)
+    return Parts(like, _unblocked(adopt(node.bound)), writers)
 
 
 def _unblocked(part: Any) -> Any:

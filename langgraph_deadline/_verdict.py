@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
+
+from langgraph.errors import GraphBubbleUp
+from langgraph.types import RetryPolicy
 
 from . import _clock
 from ._cut import Step
+from ._langgraph import back_off
 from ._run import Run
-from .errors import DeadlineExceeded, RunCut
+from .errors import DeadlineExceeded, NoTimeToRetry, RunCut, plain
 from .policy import StepBudget
 
 Verdict = Literal["otherwise", "fail", "route", "return", "raise"]
@@ -21,12 +26,49 @@ def caught(run: Run, step: Step, error: DeadlineExceeded) -> DeadlineExceeded | 
     A body that finds by itself that the run's time is up (`check`, a callback) is cut
     like any other.
     """
+    if isinstance(error, NoTimeToRetry):
+        return plain(error)
     if isinstance(error, RunCut) and run.phase == "working":
         run.cut(error.cause, step.name)
     if step.cut is None and not isinstance(error, RunCut):
         return error
     step.cut = step.cut or error.cause
     return None
+
+
+def check_retry(
+    run: Run,
+    step: Step,
+    policies: Sequence[RetryPolicy],
+    error: Exception,
+    attempt: int,
+) -> None:
+    """Stop a failed step whose next attempt would not begin in time.
+
+    Raises:
+        RunCut: If the step was cut meanwhile.
+        NoTimeToRetry: If the rest of its time does not cover the back-off.
+    """
+    if (cause := step.cause_of_cut()) is not None:
+        raise run.error(step=step.name, cause=cause) from error
+    if isinstance(error, GraphBubbleUp) or not policies:
+        return
+    sleep = back_off(policies, error, attempt)
+    if sleep is None:
+        return
+    budget = run.policy.steps.get(step.name)
+    needed = budget.needs if budget is not None else 0.0
+    left = step.at - _clock.now() - sleep
+    if left <= 0 or left < needed:
+        own = step.binding is step
+        raise NoTimeToRetry(
+            cause="step" if own else "deadline" if left <= 0 else "window",
+            step=step.name,
+            budget=step.limit if own else run.budget,
+            elapsed=_clock.now() - (step.began if own else run.started),
+            remaining=left + sleep,
+            needed=sleep + needed,
+        ) from error
 
 
 def decide(

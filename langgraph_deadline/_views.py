@@ -46,89 +46,92 @@ def _engine_run() -> Run | None:
     return None if run.implicit else run
 
 
-# The views' classes.
+# The views' classes. The original's methods are looked up when they are called, as they
+# are on the original.
 
 
-def _fenced(what: str, method: Callable[..., Any]) -> Callable[..., Any]:
+def _fenced(what: str, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return method `name` of a view, which refuses work that was cut."""
     if inspect.iscoroutinefunction(method):
 
         @functools.wraps(method)
         async def awrite(self: Any, *args: Any, **kwargs: Any) -> Any:
             _check_may_write(what)
-            return await method(self, *args, **kwargs)
+            return await getattr(_original(self), name)(self, *args, **kwargs)
 
         return awrite
 
     @functools.wraps(method)
     def write(self: Any, *args: Any, **kwargs: Any) -> Any:
         _check_may_write(what)
-        return method(self, *args, **kwargs)
+        return getattr(_original(self), name)(self, *args, **kwargs)
 
     return write
+
+
+def _original(view: Any) -> Any:
+    """Return the class that a view's class was made for."""
+    return type(view).__bases__[0]
 
 
 def _saver_class(cls: type[Any]) -> type[Any]:
     """Return the class of a view of a checkpointer of class `cls`."""
 
+    @functools.wraps(cls.get_tuple)
     def get_tuple(self: Any, config: RunnableConfig) -> Any:
         found = cls.get_tuple(self, config)
         run = _engine_run()
         if run is None or run.loaded:
             return found
-        question = _begin_load(run, found)
-        inputs = {
-            source: next(
-                cls.list(self, config, filter={"source": source}, limit=1), None
-            )
-            for source in question
-        }
-        return _end_load(run, found, inputs)
+        asked: dict[str, Any] = {}
+        for source in _begin_load(run, found):
+            listed = cls.list(self, config, filter={"source": source}, limit=1)
+            asked[source] = next(iter(listed), None)
+        return _end_load(run, found, asked)
 
+    @functools.wraps(cls.aget_tuple)
     async def aget_tuple(self: Any, config: RunnableConfig) -> Any:
         found = await cls.aget_tuple(self, config)
         run = _engine_run()
         if run is None or run.loaded:
             return found
-        inputs: dict[str, Any] = {}
+        asked: dict[str, Any] = {}
         for source in _begin_load(run, found):
             listed = cls.alist(self, config, filter={"source": source}, limit=1)
-            inputs[source] = await anext(listed, None)
-        return _end_load(run, found, inputs)
+            asked[source] = await anext(listed, None)
+        return _end_load(run, found, asked)
 
-    def put(self: Any, config: RunnableConfig, *args: Any) -> Any:
+    @functools.wraps(cls.put)
+    def put(self: Any, *args: Any, **kwargs: Any) -> Any:
         _check_may_write("checkpointer")
-        return _saved(cls.put(self, config, *args))
+        return _saved(cls.put(self, *args, **kwargs))
 
-    async def aput(self: Any, config: RunnableConfig, *args: Any) -> Any:
+    @functools.wraps(cls.aput)
+    async def aput(self: Any, *args: Any, **kwargs: Any) -> Any:
         _check_may_write("checkpointer")
-        return _saved(await cls.aput(self, config, *args))
+        return _saved(await cls.aput(self, *args, **kwargs))
 
-    members: dict[str, Any] = {
-        "get_tuple": functools.wraps(cls.get_tuple)(get_tuple),
-        "aget_tuple": functools.wraps(cls.aget_tuple)(aget_tuple),
-        "put": functools.wraps(cls.put)(put),
-        "aput": functools.wraps(cls.aput)(aput),
-        "put_writes": _fenced("checkpointer", cls.put_writes),
-        "aput_writes": _fenced("checkpointer", cls.aput_writes),
-    }
-    return type(cls.__name__, (cls,), {**members, "__module__": cls.__module__})
+    return _view_class(
+        cls,
+        {
+            "get_tuple": get_tuple,
+            "aget_tuple": aget_tuple,
+            "put": put,
+            "aput": aput,
+            "put_writes": _fenced("checkpointer", "put_writes", cls.put_writes),
+            "aput_writes": _fenced("checkpointer", "aput_writes", cls.aput_writes),
+        },
+    )
 
 
 def _store_class(cls: type[Any]) -> type[Any]:
-    """Return the class of a view of a store of class `cls`."""
-    names = ("put", "aput", "delete", "adelete")
-    members = {name: _fenced("store", getattr(cls, name)) for name in names}
-    members.update(
-        {name: _fenced_batch(getattr(cls, name)) for name in ("batch", "abatch")}
-    )
-    return type(
-        cls.__name__, (cls,), {**members, "__slots__": (), "__module__": cls.__module__}
-    )
+    """Return the class of a view of a store of class `cls`.
 
-
-def _fenced_batch(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Fence operations in bulk; reads are refused as well, for nothing can use them."""
-    return _fenced("store", method)
+    Reads in bulk are refused to work that was cut as well: nothing can use them.
+    """
+    names = ("put", "aput", "delete", "adelete", "batch", "abatch")
+    members = {name: _fenced("store", name, getattr(cls, name)) for name in names}
+    return _view_class(cls, {**members, "__slots__": ()})
 
 
 def _cache_class(cls: type[Any]) -> type[Any]:
@@ -142,8 +145,12 @@ def _cache_class(cls: type[Any]) -> type[Any]:
         if kept := _cacheable(pairs):
             await cls.aset(self, kept)
 
-    members = {"set": set_, "aset": aset, "__module__": cls.__module__}
-    return type(cls.__name__, (cls,), members)
+    return _view_class(cls, {"set": set_, "aset": aset})
+
+
+def _view_class(cls: type[Any], members: dict[str, Any]) -> type[Any]:
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (cls,), {**members, **names})
 
 
 def _cacheable(pairs: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -221,11 +228,15 @@ def _begin_load(run: Run, found: CheckpointTuple | None) -> list[str]:
     if found is None:
         return []
     run.saved_at = found.config
-    own = [w for w in found.pending_writes or () if w[1] == RECORD_KEY]
-    if found.pending_writes is not None and own:
-        found.pending_writes[:] = [w for w in found.pending_writes if w not in own]
-    records = [r for r in (load(value) for _, _, value in own) if r is not None]
-    run.sequence = len(own)
+    pending = found.pending_writes or []
+    written = [w for w in pending if w[1] == RECORD_KEY]
+    records = [r for r in (load(value) for _, _, value in written) if r is not None]
+    # Those of tasks stay where they are: without them a task that wrote nothing else
+    # would look unfinished.
+    own = {_record_task(n) for n in range(len(written))}
+    run.sequence = sum(w[0] in own for w in written)
+    if run.sequence:
+        pending[:] = [w for w in pending if w[0] not in own]
     if records:
         run.resumed = max(records, key=lambda record: record.sequence)
     else:
@@ -281,6 +292,11 @@ def record_writes(run: Run, record: Record) -> tuple[Any, list[Any], str] | None
     if run.saved_at is None:
         return None
     numbered = record.numbered(run.sequence)
-    task_id = str(uuid5(NAMESPACE_OID, f"{RECORD_KEY}:{run.sequence}"))
+    task_id = _record_task(run.sequence)
     run.sequence += 1
     return run.saved_at, [(RECORD_KEY, numbered.dump())], task_id
+
+
+def _record_task(sequence: int) -> str:
+    """Return the task id under which record `sequence` of a checkpoint is stored."""
+    return str(uuid5(NAMESPACE_OID, f"{RECORD_KEY}:{sequence}"))

@@ -98,6 +98,13 @@ class RunCut(DeadlineExceeded, GraphBubbleUp):
     """
 
 
+class NoTimeToRetry(DeadlineExceeded, GraphBubbleUp):
+    """A failed step has no time for another attempt; passes the engine's retry loop.
+
+    Only ever seen inside the guard, which makes a plain `DeadlineExceeded` of it.
+    """
+
+
 def plain(error: DeadlineExceeded) -> DeadlineExceeded:
     """Return `error` as the `DeadlineExceeded` that leaves a run for its caller."""
     if type(error) is DeadlineExceeded:
@@ -112,6 +119,7 @@ def plain(error: DeadlineExceeded) -> DeadlineExceeded:
         needed=error.needed,
     )
     copy.scope = error.scope
+    copy.__cause__ = error.__cause__
     return copy
 
 

@@ -23,6 +23,7 @@ from ._langgraph import (
     PregelExecutableTask,
     PregelNode,
     arun_with_retry,
+    attempt_of,
     as_runnable,
     channels_of,
     route_channel,
@@ -38,7 +39,7 @@ from ._run import Run, run_here
 from ._scope import remaining
 from ._sequence import Parts, Result, async_parts_of, parts_of
 from ._tasks import ONE_ATTEMPT
-from ._verdict import Verdict, caught, decide, end_of, failure_of
+from ._verdict import Verdict, caught, check_retry, decide, end_of, failure_of
 from .errors import DeadlineExceeded
 from .policy import StepBudget
 
@@ -132,11 +133,11 @@ class GuardedNode(Runnable[Any, Any]):
 
     @functools.cached_property
     def _parts(self) -> Parts:
-        return parts_of(self._node, self._adopt)
+        return parts_of(self._plain, self._node, self._adopt)
 
     @functools.cached_property
     def _async_parts(self) -> Parts:
-        return async_parts_of(self._node, self._adopt)
+        return async_parts_of(self._plain, self._node, self._adopt)
 
     @functools.cached_property
     def _only_writes(self) -> bool:
@@ -148,7 +149,8 @@ class GuardedNode(Runnable[Any, Any]):
         body = (
             value if isinstance(value, Runnable) or callable(value) else lambda _: value
         )
-        return Parts(as_runnable(body, self.name), self._node.flat_writers)
+        runnable = as_runnable(body, self.name)
+        return Parts(self._plain, runnable, self._node.flat_writers)
 
     # Entry points, called by the engine.
 
@@ -227,7 +229,7 @@ class GuardedNode(Runnable[Any, Any]):
         budget = run.policy.steps.get(self.name, _NO_LIMIT)
         step = self._open(run, budget, config, SyncStep)
         result = Result(step)
-        attempt = _Attempt(self._parts, result, config)
+        attempt = _Attempt(self._parts, result, config, self._retries)
         body = functools.partial(
             self._attempts, attempt, value, fenced(run, step, config)
         )
@@ -272,7 +274,8 @@ class GuardedNode(Runnable[Any, Any]):
         budget = run.policy.steps.get(self.name, _NO_LIMIT)
         step = self._open(run, budget, config, AsyncStep)
         result = Result(step)
-        attempt = _Attempt(self._async_parts, result, config, stream=stream)
+        parts = self._async_parts
+        attempt = _Attempt(parts, result, config, self._retries, stream=stream)
         body = functools.partial(
             self._aattempts, attempt, value, fenced(run, step, config)
         )
@@ -421,27 +424,42 @@ class GuardedNode(Runnable[Any, Any]):
 class _Attempt:
     """A node's parts as a Runnable for the engine's retry loop."""
 
-    __slots__ = ("_parts", "_result", "_stream", "_writes")
+    __slots__ = ("_parts", "_result", "_retries", "_stream", "_writes")
 
     def __init__(
         self,
         parts: Parts,
         result: Result,
         config: RunnableConfig,
+        retries: Sequence[RetryPolicy],
         *,
         stream: bool = False,
     ) -> None:
         self._parts = parts
         self._result = result
         self._writes = writes_of(config)
+        self._retries = retries
         self._stream = stream
 
     def invoke(self, value: Any, config: RunnableConfig) -> Any:
         self._writes.clear()
-        return self._parts.invoke(value, config, self._result)
+        try:
+            return self._parts.invoke(value, config, self._result)
+        except Exception as error:
+            self._failed(error, config)
+            raise
 
     async def ainvoke(self, value: Any, config: RunnableConfig) -> Any:
         self._writes.clear()
-        if self._stream:
-            return await self._parts.astream(value, config)
-        return await self._parts.ainvoke(value, config, self._result)
+        try:
+            if self._stream:
+                return await self._parts.astream(value, config)
+            return await self._parts.ainvoke(value, config, self._result)
+        except Exception as error:
+            self._failed(error, config)
+            raise
+
+    def _failed(self, error: Exception, config: RunnableConfig) -> None:
+        if self._retries:
+            step = self._result.step
+            check_retry(step.run, step, self._retries, error, attempt_of(config))

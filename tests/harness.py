@@ -185,6 +185,15 @@ class Trial:
         """The deadline of a run with a fallback (in seconds)."""
         return self.work + (self.reserve if self.real else 2.0)
 
+    def compile(self, builder: Any, mode: str, **kwargs: Any) -> Any:
+        """Return the graph with its budget; for `fallback`, with a node `degrade`."""
+        if mode == "fallback":
+            if "degrade" not in builder.nodes:
+                builder.add_node("degrade", self.quick("degrade"))
+            return builder.compile(deadline=self.reserved, fallback="degrade", **kwargs)
+        policy = DeadlinePolicy(seconds=self.budget, on_exceeded=mode)
+        return builder.compile(deadline=policy, **kwargs)
+
     def quick(self, name: str, **update: Any) -> Any:
         """Return a node that logs its name."""
 
@@ -253,12 +262,17 @@ class Trial:
             assert driven.elapsed == pytest.approx(seconds, abs=1e-6)
 
     def at_budget(self, driven: Driven, late: float = 0.0) -> None:
-        """Check that a run without a fallback ended on time, or `late` seconds later."""
+        """Check that a run without a fallback ended on time, or `late` s later."""
         self.took(driven, self.budget + late)
 
     def at_work(self, driven: Driven, late: float = 0.0) -> None:
         """Check that a run with a quick fallback ended at its work deadline."""
         self.took(driven, self.work + late)
+
+    def at_cut(self, driven: Driven, mode: str, late: float = 0.0) -> None:
+        """Check that a run of `compile` ended when its work was cut."""
+        at = self.work if mode == "fallback" else self.budget
+        self.took(driven, at + late)
 
     def at_end(self, driven: Driven, late: float = 0.0) -> None:
         """Check that a run with a slow fallback ended at its deadline."""

@@ -35,7 +35,6 @@ from langgraph_deadline import (
 from langgraph_deadline._record import RECORD_KEY, load
 
 GRACE = 0.25
-WORK = 0.8
 THREAD = {"configurable": {"thread_id": "1"}}
 Mode = str
 
@@ -46,15 +45,6 @@ def one_node(node: Any, **options: Any) -> Any:
     builder.add_edge(START, "bad")
     builder.add_edge("bad", END)
     return builder
-
-
-def compiled(trial: Trial, builder: Any, mode: Mode, **kwargs: Any) -> Any:
-    """Return the graph with a budget, and, for `fallback`, a node that answers."""
-    if mode == "fallback":
-        kwargs["fallback"] = trial.quick("degrade")
-        kwargs["fallback"].__name__ = "degrade"
-    policy = DeadlinePolicy(seconds=trial.budget, on_exceeded=mode)
-    return builder.compile(deadline=policy, **kwargs)
 
 
 modes = pytest.mark.parametrize("mode", ["fallback", "raise", "return"])
@@ -74,7 +64,7 @@ def test_c3_a_swallowed_cut_is_no_success(how: How, mode: Mode) -> None:
             await asyncio.sleep(3600)
         return {"log": ["bad"]}
 
-    driven = trial.drive(compiled(trial, one_node(bad), mode))
+    driven = trial.drive(trial.compile(one_node(bad), mode))
     assert driven.report.outcome == "deadline"
     assert driven.report.cause == "deadline"
     if mode == "raise":
@@ -109,7 +99,7 @@ def test_c3_a_swallowed_deadline_exceeded_is_no_success(how: How, mode: Mode) ->
         return {"log": ["bad"]}
 
     node = bad if how in SYNC else abad
-    driven = trial.drive(compiled(trial, one_node(node), mode))
+    driven = trial.drive(trial.compile(one_node(node), mode))
     assert driven.report.outcome == "deadline"
     if mode == "raise":
         assert type(driven.error) is DeadlineExceeded
@@ -126,7 +116,7 @@ def test_c3_a_blocked_loop_is_no_success(how: How, mode: Mode) -> None:
         time.sleep(0.45)
         return {"log": ["bad"]}
 
-    driven = trial.drive(compiled(trial, one_node(bad), mode))
+    driven = trial.drive(trial.compile(one_node(bad), mode))
     assert driven.report.outcome == "deadline"
     if mode != "return":
         assert type(driven.error) is DeadlineExceeded
@@ -194,7 +184,7 @@ def test_c3_the_outcome_of_a_cancelled_run_is_cancelled(how: How, mode: Mode) ->
         return {"log": ["bad"]}
 
     node = bad if how in SYNC else abad
-    driven = trial.drive(compiled(trial, one_node(node), mode), control=control)
+    driven = trial.drive(trial.compile(one_node(node), mode), control=control)
     assert driven.elapsed < 2.5
     assert driven.report.outcome == "cancelled"
     assert driven.report.cause == "cancelled"
@@ -219,14 +209,14 @@ def test_c3_the_outcome_is_in_the_state_record(
     builder.add_node("bad", trial.hang("bad"))
     builder.add_edge(START, "good")
     builder.add_edge("good", "bad")
-    graph = compiled(trial, builder, mode, checkpointer=saver)
+    graph = trial.compile(builder, mode, checkpointer=saver)
     driven = trial.drive(graph, config=THREAD, durability=durability)
     assert driven.report.outcome == "deadline"
     record = kept_record(saver)
     assert record.outcome == "deadline"
     assert record.cause == "deadline"
     assert record.cut == ("bad",)
-    assert record.spent >= trial.budget * (WORK if mode == "fallback" else 1.0) - 0.05
+    assert record.spent >= (trial.work if mode == "fallback" else trial.budget) - 0.05
     # It is hidden from outputs and from the state.
     assert RECORD_KEY not in (driven.values or {})
     assert RECORD_KEY not in graph.get_state(THREAD).values
@@ -275,7 +265,7 @@ def test_c4_cut_async_work_is_cancelled_once(how: How, mode: Mode) -> None:
     for n in range(3):
         builder.add_node(f"bad{n}", bad)
         builder.add_edge(START, f"bad{n}")
-    driven = trial.drive(compiled(trial, builder, mode), linger=200)
+    driven = trial.drive(trial.compile(builder, mode), linger=200)
     assert driven.report.outcome == "deadline"
     assert len(cancelled) == 4
     assert len(driven.report.stragglers) == 4
@@ -303,7 +293,7 @@ def test_c4_async_work_in_a_subgraph_is_cancelled_once(how: How, factory: Any) -
         level.add_edge(START, "inner")
         graph = level.compile()
     builder = one_node(graph)
-    driven = trial.drive(compiled(trial, builder, "fallback"), linger=200)
+    driven = trial.drive(trial.compile(builder, "fallback"), linger=200)
     assert driven.values["log"] == ["degrade"]
     assert len(cancelled) == 1
     assert cancelled[0] < 0
@@ -325,10 +315,9 @@ def test_c4_cut_async_work_is_joined(how: How, mode: Mode) -> None:
             seen.append("cleaned up")
         return {}
 
-    graph = compiled(trial, one_node(bad), mode)
+    graph = trial.compile(one_node(bad), mode)
     driven = trial.drive(graph, linger=0.0)
-    share = WORK if mode == "fallback" else 1.0
-    trial.at_budget(driven, share, 0.2)
+    trial.at_cut(driven, mode, 0.2)
     assert seen == ["cleaned up"]
     assert driven.report.stragglers == []
 
@@ -372,7 +361,7 @@ def test_c4_all_that_resist_are_waited_for_together(how: How) -> None:
     for n in range(49):
         builder.add_node(f"bad{n}", bad)
         builder.add_edge(START, f"bad{n}")
-    driven = trial.drive(compiled(trial, builder, "fallback"))
+    driven = trial.drive(trial.compile(builder, "fallback"))
     trial.at_work(driven, GRACE)
     assert driven.values["log"] == ["degrade"]
     assert len(driven.report.stragglers) == 50
@@ -406,7 +395,7 @@ def test_c4_no_retry_starts_after_the_cut(how: How, mode: Mode) -> None:
     )
     node = bad if how in SYNC else abad
     builder = one_node(node, retry_policy=policy)
-    driven = trial.drive(compiled(trial, builder, mode))
+    driven = trial.drive(trial.compile(builder, mode))
     if how in SYNC:
         time.sleep(0.1)
     assert driven.report.outcome == "deadline"
@@ -417,7 +406,7 @@ def test_c4_no_retry_starts_after_the_cut(how: How, mode: Mode) -> None:
 def test_c4_retries_share_one_deadline(how: How) -> None:
     """Attempts that time out one after the other are stopped by the run's deadline."""
     trial = Trial(how, seconds=0.5)
-    nap = trial.budget * 0.15
+    nap = trial.work * 0.2
 
     def bad(state: State) -> State:
         trial.started.append("bad")
@@ -434,11 +423,11 @@ def test_c4_retries_share_one_deadline(how: How) -> None:
     policy = RetryPolicy(initial_interval=0.001, jitter=False, max_attempts=99)
     node = bad if how in SYNC else abad
     builder = one_node(node, retry_policy=policy)
-    driven = trial.drive(compiled(trial, builder, "fallback"))
+    driven = trial.drive(trial.compile(builder, "fallback"))
     assert driven.error is None
     assert driven.values["log"] == ["degrade"]
     assert 2 <= trial.started.count("bad") <= 6
-    assert driven.elapsed <= trial.budget * WORK + (0.6 if trial.real else 0.0)
+    assert driven.elapsed <= trial.work + (0.6 if trial.real else 0.0)
 
 
 class Typist(BaseChatModel):
@@ -603,7 +592,7 @@ def test_c4_a_sync_straggler_starts_nothing(
             finished.set()
         return {"log": ["bad"]}
 
-    driven = trial.drive(compiled(trial, one_node(bad), "fallback"))
+    driven = trial.drive(trial.compile(one_node(bad), "fallback"))
     assert driven.values["log"] == ["degrade"]
     assert finished.wait(2)
     assert seen == []
@@ -656,7 +645,7 @@ def test_c4_an_async_straggler_starts_nothing(how: How, event: str) -> None:
             errors.append(error)
         return {"log": ["bad"]}
 
-    driven = trial.drive(compiled(trial, one_node(bad), "fallback"))
+    driven = trial.drive(trial.compile(one_node(bad), "fallback"))
     assert driven.values["log"] == ["degrade"]
     assert seen == []
     if event != "own graph":
@@ -692,7 +681,7 @@ def test_c4_a_straggler_knows_that_it_was_cut(how: How) -> None:
         return {}
 
     node = bad if how in SYNC else abad
-    trial.drive(compiled(trial, one_node(node), "fallback"))
+    trial.drive(trial.compile(one_node(node), "fallback"))
     assert finished.wait(2)
     assert seen == [float("-inf"), "bad"]
 
@@ -723,10 +712,8 @@ def test_c4_an_otherwise_does_not_start_after_the_runs_own_cut(how: How) -> None
         trial.started.append("otherwise")
         return {"log": ["otherwise"]}
 
-    policy = DeadlinePolicy(
-        seconds=trial.budget,
-        steps={"bad": StepBudget(seconds=trial.budget * 5, otherwise=otherwise)},
-    )
+    budget = StepBudget(seconds=trial.budget * 50, otherwise=otherwise)
+    policy = trial.reserved.model_copy(update={"steps": {"bad": budget}})
     builder = one_node(trial.hang("bad"))
     builder.add_node("degrade", trial.quick("degrade"))
     driven = trial.drive(builder.compile(deadline=policy, fallback="degrade"))

@@ -26,7 +26,6 @@ from langgraph.types import CachePolicy
 
 from langgraph_deadline import DeadlinePolicy, StateGraph, StepBudget
 
-WORK = 0.8
 GRACE = 0.25
 THREAD: Any = {"configurable": {"thread_id": "1"}}
 
@@ -51,7 +50,7 @@ class Late:
             time.sleep(0.02)
             self._try(self.act, runtime)
             self.finished.set()
-            return {"log": ["late"]}
+            return {"log": ["came late"]}
 
         async def alate(state: State, runtime: Runtime) -> State:
             self.trial.started.append("late")
@@ -62,7 +61,7 @@ class Late:
                 await asyncio.sleep(20)
             self._try(self.act, runtime)
             self.finished.set()
-            return {"log": ["late"]}
+            return {"log": ["came late"]}
 
         return late if self.trial.how in SYNC else alate
 
@@ -70,7 +69,7 @@ class Late:
         if act is not None:
             try:
                 act(runtime)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the test looks at it
                 self.errors.append(error)
 
 
@@ -82,10 +81,7 @@ def graph_with(trial: Trial, node: Any, mode: str = "fallback", **kwargs: Any) -
     builder.add_node("degrade", trial.quick("degrade"))
     builder.add_edge(START, "good")
     builder.add_edge(START, "late")
-    policy = DeadlinePolicy(seconds=trial.budget, on_exceeded=mode)
-    if mode == "fallback":
-        kwargs["fallback"] = "degrade"
-    return builder.compile(deadline=policy, **kwargs)
+    return trial.compile(builder, mode, **kwargs)
 
 
 def run(trial: Trial, graph: Any, late: Late, **kwargs: Any) -> Driven:
@@ -122,7 +118,7 @@ def test_c5_a_straggler_cannot_write_state(
         assert graph.get_state(THREAD).values["log"] == answers[mode]
     stored = str([list(saver.list(THREAD)), saver.writes])
     assert "sent late" not in stored
-    assert "['late']" not in stored
+    assert "came late" not in stored
 
 
 @pytest.mark.parametrize("how", ALL)
@@ -152,8 +148,7 @@ def test_c5_a_straggler_of_the_first_run_does_not_disturb_the_second(how: How) -
     builder.add_node("slow", slow if how in SYNC else aslow)
     builder.add_node("degrade", trial.quick("degrade"))
     builder.add_conditional_edges(START, choose, ["late", "slow"])
-    policy = DeadlinePolicy(seconds=trial.budget)
-    graph = builder.compile(saver, deadline=policy, fallback="degrade")
+    graph = builder.compile(saver, deadline=trial.reserved, fallback="degrade")
 
     class Twice:
         """Two runs of one thread, the second with more time."""
@@ -206,7 +201,7 @@ def test_c5_a_straggler_in_a_subgraph_cannot_write_checkpoints(
     assert driven.values["log"] == ["good", "degrade"]
     assert "inner_after" not in trial.started
     stored = str([list(saver.list(None)), saver.writes])
-    assert "['late']" not in stored
+    assert "came late" not in stored
 
 
 @pytest.mark.parametrize("how", ALL)
@@ -240,7 +235,7 @@ def test_c5_a_graph_called_by_a_straggler_cannot_write_checkpoints(
     assert driven.values["log"] == ["good", "degrade"]
     assert "inner_after" not in trial.started
     stored = str([list(saver.list(None)), saver.writes])
-    assert "['late']" not in stored
+    assert "came late" not in stored
 
 
 @pytest.mark.parametrize("how", ["stream", "astream"])
@@ -398,7 +393,7 @@ def test_c5_a_straggler_is_not_seen_in_other_streams(how: How, mode: Any) -> Non
     fallback = degrade if how in SYNC else adegrade
     graph = builder.compile(deadline=policy, fallback=fallback)
     items = listen(graph, how, mode)
-    assert "['late']" not in str(items)
+    assert "came late" not in str(items)
     assert "['degrade']" in str(items)
 
 
@@ -460,7 +455,7 @@ def test_c5_an_async_straggler_cannot_write_to_the_store(how: How, op: str) -> N
                 await runtime.store.adelete(("a",), "there")
             else:
                 await runtime.store.abatch([PutOp(("a",), "late", {"x": 1})])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the test looks at it
             errors.append(error)
         ended.append("late")
         return {"log": ["late"]}
@@ -517,7 +512,7 @@ def test_c5_a_cached_node_that_was_cut_is_computed_again(how: How, mode: str) ->
     driven = second.drive(again, deadline=60 if second.real else 5000)
     assert trial.started.count("late") == 2
     assert driven.error is None
-    assert driven.values["log"] == ["good", "late"]
+    assert driven.values["log"] == ["good", "came late"]
 
 
 @pytest.mark.parametrize("how", ALL)
@@ -603,25 +598,25 @@ def test_c5_a_straggler_is_on_the_report_until_it_ends(how: How, mode: str) -> N
                 try:
                     return graph.invoke(*args, **kwargs)
                 finally:
-                    seen.append(runs[0].stragglers[0].model_copy())
+                    seen.append(runs[0].stragglers[0].model_dump())
 
         def stream(self, *args: Any, **kwargs: Any) -> Any:
             with collect() as runs:
                 yield from graph.stream(*args, **kwargs)
-                seen.append(runs[0].stragglers[0].model_copy())
+                seen.append(runs[0].stragglers[0].model_dump())
 
         async def ainvoke(self, *args: Any, **kwargs: Any) -> Any:
             with collect() as runs:
                 try:
                     return await graph.ainvoke(*args, **kwargs)
                 finally:
-                    seen.append(runs[0].stragglers[0].model_copy())
+                    seen.append(runs[0].stragglers[0].model_dump())
 
         async def astream(self, *args: Any, **kwargs: Any) -> Any:
             with collect() as runs:
                 async for item in graph.astream(*args, **kwargs):
                     yield item
-                seen.append(runs[0].stragglers[0].model_copy())
+                seen.append(runs[0].stragglers[0].model_dump())
 
     from langgraph_deadline import collect_runs as collect
 
@@ -636,8 +631,9 @@ def test_c5_a_straggler_is_on_the_report_until_it_ends(how: How, mode: str) -> N
     else:
         assert straggler.overrun == pytest.approx(20.0)
     for early in seen:
-        assert early.running
-        assert early.overrun < straggler.overrun
+        assert early["name"] == "late"
+        assert early["running"]
+        assert early["overrun"] < straggler.overrun
     final = straggler.overrun
     time.sleep(0.05)
     assert straggler.overrun == final
@@ -697,4 +693,5 @@ def test_c5_steps_are_on_the_report_with_times_and_causes(how: How) -> None:
     for step in driven.report.steps:
         assert 0 <= step.start <= step.end <= driven.report.elapsed
     assert by_name["degrade"].start >= by_name["late"].end
-    assert driven.report.reserve == pytest.approx(0.2 * trial.budget)
+    assert driven.report.budget == pytest.approx(trial.end)
+    assert driven.report.reserve == pytest.approx(trial.end - trial.work)

@@ -1,4 +1,4 @@
-"""C8: after a cut, the thread's next input behaves as on a thread that was never cut."""
+"""C8: after a cut, the thread's next input behaves as on a thread never cut."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def check_same(turns: list[tuple[Driven, Driven]]) -> None:
 
 
 def edges_of(saved: Any) -> dict[str, Any]:
-    """Return what a checkpoint holds beside the user's state, where there is anything."""
+    """Return what a checkpoint holds beside the user's state, but for what is empty."""
     empty: tuple[Any, ...] = ([], set(), [set(), False])
     return {
         name: value
@@ -218,9 +218,7 @@ def cut_then_compare(bench: Bench) -> None:
     """Cut a thread's run, then compare its next two turns with a fresh thread's."""
     cut_thread, fresh_thread = thread(), thread()
     cache = InMemoryCache()
-    driven = bench.turn(
-        bench.graph(cache), CUT_TURN, cut_thread, control=bench.control
-    )
+    driven = bench.turn(bench.graph(cache), CUT_TURN, cut_thread, control=bench.control)
     bench.released.set()
     check_cut(bench, driven)
     turns = []
@@ -356,14 +354,14 @@ async def test_c8_the_turn_after_a_cut_is_clean_in_a_database_async(
 def test_c8_state_edited_between_a_cut_and_the_next_turn_changes_nothing(
     mode: str,
 ) -> None:
-    """`update_state` after a cut makes a checkpoint of its own; that one is clean too."""
+    """`update_state` after a cut makes a checkpoint of its own, which is clean too."""
     bench = Bench("astream", "deadline", mode, InMemorySaver(), budget=10)
     cut_thread, fresh_thread = thread(), thread()
     driven = bench.turn(bench.graph(InMemoryCache()), CUT_TURN, cut_thread)
     check_cut(bench, driven)
     edit = {"log": ["edited"]}
-    bench.graph(None).update_state(cut_thread, edit, as_node="late")
-    bench.graph(None).update_state(fresh_thread, edit, as_node="late")
+    bench.graph(None).update_state(cut_thread, edit, as_node="fallback")
+    bench.graph(None).update_state(fresh_thread, edit, as_node="fallback")
     after = bench.turn(bench.graph(InMemoryCache()), NEXT_TURN, cut_thread)
     fresh = bench.turn(bench.graph(InMemoryCache()), NEXT_TURN, fresh_thread)
     check_same([(after, fresh)])
@@ -449,7 +447,7 @@ def stateful_subgraph(mode: str, hangs: list[bool], ran: list[str]) -> Any:
 def test_c8_a_subgraph_with_a_memory_of_its_own_is_clean_too(
     mode: str, how: How
 ) -> None:
-    """The half-filled join of a subgraph that persists does not fire in the next turn."""
+    """A half-filled join of a subgraph that persists does not fire in the next turn."""
     hangs, ran = [True], []
     graph, config = stateful_subgraph(mode, hangs, ran), thread()
     cut = drive(graph, {"go": ["early", "step"]}, how, config, virtual=True)
@@ -564,9 +562,7 @@ def check_resumed(bench: Resumable, driven: Driven) -> None:
 def test_c8_raise_can_be_resumed_and_runs_only_what_was_cut(cut: str, how: How) -> None:
     """`invoke(None, config)` runs the cut node again, not its finished sibling."""
     bench, config = Resumable(how, cut), thread()
-    first = bench.turn(
-        bench.graph(), {"log": ["in"]}, config, control=bench.control
-    )
+    first = bench.turn(bench.graph(), {"log": ["in"]}, config, control=bench.control)
     assert isinstance(first.error, DeadlineExceeded)
     assert bench.ran[0] == "before"
     assert set(bench.ran[1:]) == {"fast", "hang"}
@@ -621,7 +617,7 @@ def test_c8_raise_leaves_a_node_with_retries_resumable(how: How) -> None:
 
 
 def test_c8_a_run_cut_twice_can_still_be_resumed() -> None:
-    """Each resume of a cut run is a run with a budget, a cut, and a checkpoint again."""
+    """Each resume of a cut run has a budget, a cut, and a checkpoint again."""
     bench, config = Resumable("ainvoke"), thread()
     graph = bench.graph()
     bench.turn(graph, {"log": ["in"]}, config)

@@ -53,7 +53,7 @@ class State(TypedDict, total=False):
 
 @dataclass
 class Bench:
-    """Nodes that take virtual time, in sync and async graphs, on one clock for all calls.
+    """Nodes that take virtual time, in every kind of graph, on one clock for all calls.
 
     A sync node moves the clock on by itself, which is exact; what it cannot show is a
     cut that comes while it works.
@@ -69,7 +69,7 @@ class Bench:
     )
 
     def node(self, name: str, *parts: float | str) -> Any:
-        """Return a node that works for each number and asks for each text in `parts`."""
+        """Return a node that works for each number and asks for each text given."""
 
         def enter() -> None:
             self.ran.append(name)
@@ -77,7 +77,7 @@ class Bench:
             nearest = current_deadline()
             assert (nearest is None) == (remaining() == float("inf"))
             if nearest is not None:
-                assert nearest.remaining() == remaining()
+                assert nearest.remaining() == pytest.approx(remaining(), abs=0.1)
 
         def sync(state: Any) -> Any:
             enter()
@@ -164,7 +164,7 @@ def interrupted(driven: Driven) -> bool:
 
 @pytest.mark.parametrize("how", ALL)
 def test_c10_active_does_not_charge_the_time_a_person_takes(how: How) -> None:
-    """After an hour the resume has what was left: 10 s less the 4 s that were worked."""
+    """After an hour the resume has what was left: 10 s less the 4 s of work."""
     bench = Bench(how)
     graph = bench.asks(10)
     first = bench.turn(graph, {"log": []})
@@ -404,9 +404,39 @@ def test_c10_a_subgraph_with_a_deadline_of_its_own_keeps_what_it_has_left(
     assert bench.left == [4]
 
 
+@pytest.mark.realtime
+@pytest.mark.parametrize("parent", [None, 30])
+def test_c10_a_subgraph_cut_by_its_own_deadline_is_resumed_with_a_fresh_one(
+    parent: float | None,
+) -> None:
+    """Where a nested run was cut, what it had spent is not charged to its resume."""
+    bench = Bench("invoke")
+    hangs, left = [True], []
+
+    def before(state: State) -> None:
+        time.sleep(0.4)
+
+    def hang(state: State) -> None:
+        left.append(remaining())
+        time.sleep(1.5 if hangs[-1] else 0)
+
+    inner = StateGraph(State)
+    inner.add_node("before", before)
+    inner.add_node("hang", hang)
+    inner.add_edge(START, "before")
+    inner.add_edge("before", "hang")
+    graph = bench.graph(parent, {"inner": inner.compile(deadline=1.0)})
+    with pytest.raises(DeadlineExceeded):
+        graph.invoke({"log": []}, bench.config)
+    hangs.append(False)
+    graph.invoke(None, bench.config)
+    assert left[0] <= 0.6
+    assert 0.8 <= left[1] <= 1
+
+
 @pytest.mark.parametrize("how", ALL)
 def test_c10_a_functional_graph_that_asks_keeps_what_it_has_left(how: How) -> None:
-    """An entrypoint goes on with what was left, and its finished task does not rerun."""
+    """An entrypoint goes on with what was left; its finished task does not rerun."""
     bench = Bench(how)
     slow = task(bench.node("slow", 3.0), name="slow")
 
@@ -524,7 +554,9 @@ def test_c10_the_budget_is_kept_at_every_durability(durability: str, how: How) -
     assert KEY not in newest.checkpoint["channel_values"]
 
 
-@pytest.mark.parametrize(("first", "then"), [("invoke", "astream"), ("ainvoke", "stream")])
+@pytest.mark.parametrize(
+    ("first", "then"), [("invoke", "astream"), ("ainvoke", "stream")]
+)
 def test_c10_sync_and_async_calls_may_take_turns(first: How, then: How) -> None:
     """A run that began in one way is resumed in the other, in what was left."""
     bench = Bench(first)
@@ -540,7 +572,7 @@ def test_c10_sync_and_async_calls_may_take_turns(first: How, then: How) -> None:
 def test_c10_a_resume_needs_nothing_of_the_monotonic_clock_it_began_with(
     how: How,
 ) -> None:
-    """After a reboot the monotonic clock starts anew, and a wall clock may be set back."""
+    """After a reboot the monotonic clock is another; the wall clock may be back."""
     bench = Bench(how)
     bench.turn(bench.asks(10), {"log": []})
     bench.clock = VirtualClock(start=3.0)
@@ -551,7 +583,7 @@ def test_c10_a_resume_needs_nothing_of_the_monotonic_clock_it_began_with(
 
 @pytest.mark.parametrize("how", ASYNC)
 def test_c10_a_fallback_that_asks_is_answered(how: How) -> None:
-    """A question asked in the reserve can be answered: the fallback then ends the run."""
+    """A question asked in the reserve can be answered; the fallback then ends."""
     bench = Bench(how)
     nodes = {
         "hang": bench.node("hang", HOUR),
@@ -595,7 +627,7 @@ def test_c10_a_resume_keeps_the_budget_that_the_call_had_asked_for(
 def test_c10_restart_renews_the_budget_of_the_run(
     deadline: float | None, how: How
 ) -> None:
-    """The fresh budget of an invocation is the run's, also where a call had chosen it."""
+    """The fresh budget of an invocation is the run's, also one a call had chosen."""
     bench = Bench(how)
     graph = bench.asks(DeadlinePolicy(seconds=30, clock="restart"))
     bench.turn(graph, {"log": []}, deadline=deadline)
@@ -632,7 +664,7 @@ def test_c10_what_a_run_was_given_at_a_resume_holds_for_the_next_resume(
 @pytest.mark.parametrize("how", ALL)
 @pytest.mark.parametrize("clock", ["active", "wall", "restart"])
 def test_c10_a_new_input_starts_a_new_run(clock: str, how: How) -> None:
-    """An input given instead of the answer gets a full budget and forgets the question."""
+    """An input given instead of the answer gets a full budget; the question is gone."""
     bench = Bench(how)
     graph = bench.asks(DeadlinePolicy(seconds=10, clock=clock))
     for _ in range(3):
@@ -726,7 +758,7 @@ def test_c10_state_edited_while_the_run_waits_does_not_lose_its_budget(
 
 @pytest.mark.realtime
 def test_c10_state_edited_while_the_run_waits_keeps_what_is_left() -> None:
-    """The same on the real clock: the edit and the wait are not charged, the work is."""
+    """The same on the real clock: edit and wait are not charged, the work is."""
     bench = Bench("invoke")
     left: list[float] = []
 
@@ -759,9 +791,7 @@ def test_c10_a_question_beside_a_cut_node_is_still_answered_by_the_fallback(
     builder.add_node("fallback", bench.node("fallback"))
     builder.add_edge(START, "ask")
     builder.add_edge(START, "hang")
-    graph = builder.compile(
-        checkpointer=bench.saver, deadline=10, fallback="fallback"
-    )
+    graph = builder.compile(checkpointer=bench.saver, deadline=10, fallback="fallback")
     first = bench.turn(graph, {"log": []})
     assert first.elapsed <= 10
     ran = [*bench.ran]
@@ -844,7 +874,15 @@ def test_c10_the_record_of_a_cut_is_gone_once_the_next_run_completes(
     assert [w for w in newest.pending_writes if w[1] == KEY] == []
 
 
-STREAM_MODES = ["values", "updates", "custom", "messages", "tasks", "checkpoints", "debug"]
+STREAM_MODES = [
+    "values",
+    "updates",
+    "custom",
+    "messages",
+    "tasks",
+    "checkpoints",
+    "debug",
+]
 
 
 @pytest.mark.parametrize("how", ["ainvoke", "astream", "astream_events"])
@@ -895,7 +933,7 @@ def test_c10_the_record_is_hidden_from_everything_a_caller_sees(
 @pytest.mark.parametrize("how", ALL)
 def test_c10_the_record_is_shown_where_the_state_schema_asks_for_it(how: How) -> None:
     """A schema with the key gets the record of a cut in the output and the state."""
-    schema = TypedDict(  # noqa: UP013 - the key is no identifier of a class body
+    schema = TypedDict(
         "Shown", {"log": Annotated[list, operator.add], KEY: dict}, total=False
     )
     bench = Bench(how)
@@ -1006,7 +1044,7 @@ def test_c10_a_kill_before_a_deferred_node_does_not_charge_the_wait() -> None:
 
 
 def test_c10_a_kill_while_the_fallback_runs_is_resumed_with_the_fallback() -> None:
-    """The run was cut, so its resume has a fresh budget, and only the fallback is due."""
+    """The run was cut: its resume has a fresh budget, and only the fallback is due."""
     bench = Bench("ainvoke")
     savers: list[InMemorySaver] = []
 
@@ -1080,7 +1118,7 @@ class Worker:
 
     @contextmanager
     def start(self, inputs: Any, **options: Any) -> Iterator[Iterator[dict[str, Any]]]:
-        """Start a turn and return its events; the process does not outlive the block."""
+        """Start a turn and return its events; the process ends with the block."""
         kind, where = self.database
         told = {
             "saver": kind,
@@ -1113,7 +1151,7 @@ class Worker:
             return list(events)
 
     def run_until(self, name: str, inputs: Any, **options: Any) -> float:
-        """Run a turn until node `name` has started, kill it, and say how long it ran."""
+        """Run a turn until `name` has started, kill it, and return how long it ran."""
         with self.start(inputs, **options) as events:
             began = next(e["began"] for e in events if "began" in e)
             next(e for e in events if e.get("node") == name)
@@ -1133,7 +1171,7 @@ def left_in(events: list[dict[str, Any]], node: str) -> float:
 def test_c10_another_process_resumes_with_what_was_left(
     asynchronous: bool, database: tuple[str, str]
 ) -> None:
-    """The time between the processes is not charged, the time worked in the first is."""
+    """The time between the processes is not charged, the work of the first is."""
     worker = Worker(database, asynchronous, {"seconds": 30})
     first = worker.run({"log": [], "work": 0.5, "ask": True}, deadline=20)
     assert first[-1]["asked"]
@@ -1163,7 +1201,7 @@ def test_c10_another_process_is_cut_when_what_was_left_is_used_up(
 def test_c10_a_killed_process_does_not_lose_what_was_spent(
     deadline: float | None, asynchronous: bool, database: tuple[str, str]
 ) -> None:
-    """After SIGKILL the resume elsewhere is charged to within the superstep that died."""
+    """After SIGKILL a resume elsewhere is charged all but the superstep that died."""
     budget = deadline or 30
     worker = Worker(database, asynchronous, {"seconds": 30})
     inputs = {"log": [], "work": 0.6, "linger": 3}

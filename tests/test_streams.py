@@ -18,7 +18,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_stream_writer
-from langgraph.graph import END, START
+from langgraph.graph import START
 from langgraph.types import StreamWriter
 
 from langgraph_deadline import (
@@ -288,13 +288,12 @@ def test_streams_with_return_end_quietly(how: How) -> None:
     assert driven.report.outcome == "deadline"
 
 
-@pytest.mark.parametrize("version", ["v1", "v2"])
-def test_streams_events_tell_of_the_fallback(version: str) -> None:
+def test_streams_events_tell_of_the_fallback() -> None:
     """`astream_events` shows the fallback, and ends the run with its state."""
 
     async def main() -> list[Any]:
         graph = bounded("astream")
-        return [e async for e in graph.astream_events({}, version=version)]
+        return [e async for e in graph.astream_events({}, version="v2")]
 
     events = run_virtual(main())
     told = [(event["event"], event["name"]) for event in events]
@@ -522,7 +521,7 @@ def test_streams_closing_a_sync_stream_is_not_held_up_by_its_node() -> None:
     assert time.monotonic() - began < 1.5
     release.set()
     time.sleep(0.3)
-    assert "log" not in (graph.get_state(config).values or {})
+    assert graph.get_state(config).values == {"log": []}
 
 
 @pytest.mark.realtime
@@ -686,7 +685,7 @@ def test_streams_a_sync_node_of_an_async_graph_waits_for_a_slow_consumer() -> No
 class Counting(GenericFakeChatModel):
     """A model that counts the tokens it was asked to generate."""
 
-    made: list[int]
+    made: Any  # a list that pydantic does not copy
 
     def _stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         for chunk in super()._stream(*args, **kwargs):
@@ -756,6 +755,7 @@ def test_streams_a_sync_models_tokens_wait_for_a_slow_consumer() -> None:
         assert len(made) <= read + BACKLOG
     read += len(list(stream))
     assert read >= 2_000
+    assert len(made) >= 2_000
 
 
 @pytest.mark.realtime

@@ -133,6 +133,7 @@ class Crowd:
     compiled: dict[str, Any] = field(default_factory=dict)
     lead: float = 1.0
     begun: int = 0
+    unanswered: int = 0
 
     def __post_init__(self) -> None:
         self.graph = chain(hangs(self._begin), 1, **self.compiled)
@@ -147,7 +148,7 @@ class Crowd:
         return expiry
 
     async def _expire(self) -> Expiry | None:
-        self.begun = 0
+        self.begun = self.unanswered = 0
         first = time.monotonic() + self.lead
         tasks = [
             asyncio.create_task(self._late(first + SPREAD * number / RUNS))
@@ -158,23 +159,31 @@ class Crowd:
         used = time.process_time()
         lateness = await asyncio.gather(*tasks)
         used = time.process_time() - used
-        return Expiry(_p99(lateness), used / RUNS) if ready else None
+        if not ready:
+            return None
+        return Expiry(_p99(lateness), used / RUNS, self.unanswered)
 
     async def _late(self, at: float) -> float:
         try:
-            result = await self.start(self.graph, at - time.monotonic())
-            _check(result, (ANSWER,))
+            _check(await self.start(self.graph, at - time.monotonic()), (ANSWER,))
         except TimeoutError:
-            pass
+            self.unanswered += 1
         return time.monotonic() - at
 
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """How late the last in a hundred was (in seconds), and the CPU time of each."""
+    """How 1,000 runs ended.
+
+    Attributes:
+        p99: How late the last in a hundred was (in seconds).
+        cpu: CPU time of each, from the first deadline on (in seconds).
+        unanswered: How many raised instead of answering.
+    """
 
     p99: float
     cpu: float
+    unanswered: int
 
 
 def _p99(values: list[float]) -> float:
@@ -213,6 +222,7 @@ def crowd(quick: bool) -> list[Row]:
 def _crowd_rows(seen: dict[str, list[Expiry]]) -> list[Row]:
     late = {name: [e.p99 * 1e3 for e in found] for name, found in seen.items()}
     cpu = {name: [e.cpu * 1e6 for e in found] for name, found in seen.items()}
+    lost = Estimate.of([float(expiry.unanswered) for expiry in seen[OURS]])
     what = f"{RUNS:,} runs"
     lateness, per_run = f"{what}, p99 lateness", f"{what}, CPU per expiry"
     return [
@@ -225,6 +235,7 @@ def _crowd_rows(seen: dict[str, list[Expiry]]) -> list[Row]:
             aim=0.45,
         ),
         *(Row(f"{per_run}, {n}", Estimate.of(v), unit="us") for n, v in cpu.items()),
+        Row(f"{what}, raised in place of their fallback", lost, unit="runs", bar=0),
     ]
 
 

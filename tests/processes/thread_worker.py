@@ -1,7 +1,8 @@
 """Run one turn of a thread in a process of its own, telling what happens line by line.
 
-Called with one JSON argument: `saver` (`sqlite` or `postgres`), `where`, `asynchronous`,
-`thread`, `input` (`None` and `{"resume": ...}` resume), `policy`, `deadline`.
+Called with one JSON argument: `saver` (`sqlite` or `postgres`), `where`,
+`asynchronous`, `thread`, `policy`, `deadline`, and `input`, where `None` and
+`{"resume": ...}` resume.
 """
 
 from __future__ import annotations
