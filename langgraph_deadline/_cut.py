@@ -38,6 +38,7 @@ class Step(Scope):
         "grace",
         "holds",
         "kind",
+        "late",
         "limit",
         "name",
         "nested",
@@ -60,6 +61,7 @@ class Step(Scope):
         self.began = _clock.now()
         self.ended: float | None = None
         self.cut_at = 0.0
+        self.late = False
         # Lists are made when first needed: most steps never need them.
         self.holds: list[float] | None = None
         self.nested: list[Cuttable] | None = None
@@ -160,10 +162,13 @@ class SyncStep(Step):
     def patience(self) -> float:
         """Return how long the step may resist: a thread is given up at once.
 
-        Except for critical sections, and for runs inside it, which have been told to end
-        and hand over what they have.
+        Except for critical sections, for runs inside it, which have been told to end and
+        hand over what they have, and where it was cut before its time.
         """
-        return max(self.longest_hold(), self.grace if self.nested else 0.0)
+        # A step that still had time is cut for the sake of another one: it may end.
+        early = self.cut not in (None, "cancelled") and self.cut_at < self.at
+        grace = self.grace if self.nested or early else 0.0
+        return max(self.longest_hold(), grace)
 
     def _interrupt(self) -> None:
         self.bell.ring()  # a thread cannot be interrupted, only be waited for less
@@ -175,20 +180,19 @@ class SyncStep(Step):
 _FOR_NESTED = 0.9
 """Share of the grace that runs inside a step have to end by themselves."""
 
-_PASSES_TO_RETURN = 30
+_PASSES = 20
 
 
 class AsyncStep(Step):
     """A step whose body is a task, with a guard waiting for it in another."""
 
-    __slots__ = ("asked", "late", "settled", "task", "timer")
+    __slots__ = ("asked", "settled", "task", "timer")
 
     def __init__(
         self, parent: Scope, name: str, kind: Kind, superstep: int, grace: float
     ) -> None:
         super().__init__(parent, name, kind, superstep, grace)
         self.asked = False
-        self.late = False
         self.task: asyncio.Task[Any] | None = None
         self.settled: asyncio.Future[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -225,7 +229,7 @@ class AsyncStep(Step):
     def _cancel_late(self) -> None:
         self._ask(self.grace * (1 - _FOR_NESTED))
 
-    def nested_ended(self, passes: int = _PASSES_TO_RETURN) -> None:
+    def nested_ended(self, passes: int = _PASSES) -> None:
         """Cancel the task if it has more to wait for than the runs that were inside.
 
         It gets some passes of the loop, but no time, to return what they returned.
@@ -241,7 +245,17 @@ class AsyncStep(Step):
     def _ask(self, patience: float) -> None:
         if self.task is not None and not self.task.done():
             self.cancel_once()
-            self.later(patience, self.settle)
+            self.later(patience, self._give_up)
+
+    def _give_up(self, passes: int = _PASSES) -> None:
+        """Wait no longer; work that is about to end gets some passes of the loop for it.
+
+        A loop that was blocked has everything to do at once, this timer included.
+        """
+        if passes and self.task is not None and not self.task.done():
+            asyncio.get_running_loop().call_soon(self._give_up, passes - 1)
+        else:
+            self.settle()
 
     def cancel_once(self, *reason: Any) -> None:
         """Cancel the task, unless that has been done: twice would break its clean-up."""

@@ -110,8 +110,10 @@ def _finish_stream(run: Run, context: Context, stream: Any) -> None:
 
     bell = Bell()
     job = run.pool().start(context, close, bell.ring)
-    patience = run.patience() + run.policy.cancel_grace + ENGINE_PATIENCE
-    until = _clock.now() + patience
+    now = _clock.now()
+    until = now + max(ENGINE_PATIENCE, run.patience())
+    if run.interrupted or run.phase == "working":
+        until = max(until, min(run.deadline, now + _LONGEST_JOIN))
     while not job.done and (left := until - _clock.now()) > 0:
         bell.wait(left)
 
@@ -220,6 +222,7 @@ class _Engine:
         self._loop = asyncio.get_running_loop()
         self._settled: asyncio.Future[None] | None = None
         self._expired = False
+        self._gave_up = False
         run.arm(self._loop, self._last)
 
     def _last(self) -> None:
@@ -248,6 +251,7 @@ class _Engine:
             await self._join(task)
             raise
         if not task.done():
+            self._gave_up = True
             return late(run)
         try:
             return task.result()
@@ -279,7 +283,8 @@ class _Engine:
         """Close the engine's stream and keep the record; a stuck one is left behind."""
         task = self._loop.create_task(self._close(stream), context=self.context)
         task.add_done_callback(self._settle)
-        await self._join(task)
+        if not self._gave_up:
+            await self._join(task)
 
     async def _close(self, stream: Any) -> None:
         try:

@@ -126,8 +126,7 @@ def _note_blocked_loop(run: Run, step: AsyncStep) -> None:
         _expire(run, step)
         run.blocked_loop(step)
     elif step.cut is not None and (
-        (step.late and now - step.at > _LATE)
-        or now - step.cut_at > step.patience() + _LATE
+        step.late or now - step.cut_at > step.patience() + _LATE
     ):
         run.blocked_loop(step)
 

@@ -497,7 +497,7 @@ class Run:
 
 _ENDED = RunScope(None)
 
-_LAST_PASSES = 50
+_LAST_PASSES = 100
 
 ENGINE_PATIENCE = 0.05
 """What the engine may take to end after its last step (in seconds): it has to apply the

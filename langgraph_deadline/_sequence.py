@@ -38,6 +38,8 @@ from ._langgraph import (
 from ._run import Run, run_here
 from .callbacks import ATTACHED
 
+_LATE = 1e-3  # seconds; timers are not more exact than that
+
 
 class Result:
     """What a node's body returned, and when: kept even if a writer after it is cut."""
@@ -54,6 +56,8 @@ class Result:
         if index == last:
             self.value = value
             self.at = _clock.now()
+            # Past its time, and nobody could cut it: it kept the event loop busy.
+            self.step.late = self.step.cut is None and self.at > self.step.at + _LATE
         if (cause := self.step.cause_of_cut()) is not None:
             run: Run = self.step.run
             raise run.error(step=self.step.name, cause=cause)

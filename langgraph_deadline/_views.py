@@ -23,18 +23,34 @@ from ._channels import CUT
 from ._langgraph import CONF, CONFIG_KEY_CHECKPOINT_NS
 from ._record import RECORD_KEY, Record, epoch, load, spent_before
 from ._run import Run
-from ._scope import current
-from .errors import RunCut
+from ._scope import Scope, current
+from .errors import Cause, RunCut
 
 
 def _check_may_write(what: str) -> None:
     """Refuse a write by work that was cut."""
     scope = current.get()
-    cause = scope.cause_of_cut() if scope is not None else None
+    cause = _cause_of_fence(scope)
     if cause is not None:
         step = scope.step.name if scope is not None and scope.step else None
         msg = f"step {step!r} was cut ({cause}) and can no longer write to the {what}"
         raise RunCut(msg, cause=cause, step=step)
+
+
+def _cause_of_fence(scope: Scope | None) -> Cause | None:
+    """Return why the context may not write, `None` if it may.
+
+    The engine of a run inside a step that is being cut may still save what the run hands
+    over, until the step has ended; the step's own code may not.
+    """
+    if scope is None or scope.run is None or scope.run.scope is not scope:
+        return scope.cause_of_cut() if scope is not None else None
+    around = scope.parent
+    while around is not None:
+        if around.cut is not None and getattr(around, "ended", 0.0) is not None:
+            return around.cut
+        around = around.parent
+    return None
 
 
 def _engine_run() -> Run | None:

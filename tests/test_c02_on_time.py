@@ -338,17 +338,6 @@ def test_c2_a_retry_back_off_delays_no_error(how: How) -> None:
 
 
 @pytest.mark.parametrize("how", ALL)
-def test_c9_a_back_off_that_does_not_fit_is_not_begun(how: How) -> None:
-    """What cannot be tried again in time is given up at once, not at the deadline."""
-    trial = Trial(how, seconds=1.0)
-    builder = both_arms(trial, flaky(trial), retry_policy=LONG_BACK_OFF)
-    graph = builder.compile(deadline=trial.reserved, fallback="degrade")
-    driven = trial.drive(graph)
-    assert driven.elapsed < trial.work
-    fell_back(trial, driven, "good")
-
-
-@pytest.mark.parametrize("how", ALL)
 def test_c2_a_full_semaphore_delays_no_fallback(how: How) -> None:
     """Nodes that wait for `max_concurrency` behind one that hangs never start."""
     trial = Trial(how)

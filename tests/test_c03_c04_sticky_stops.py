@@ -110,7 +110,7 @@ def test_c3_a_swallowed_deadline_exceeded_is_no_success(how: How, mode: Mode) ->
 @modes
 def test_c3_a_blocked_loop_is_no_success(how: How, mode: Mode) -> None:
     """A last node that blocks the event loop past the deadline and returns is late."""
-    trial = Trial(how, realtime=True)
+    trial = Trial(how, realtime=True, reserve=0.1)
 
     async def bad(state: State) -> State:
         time.sleep(0.45)
