@@ -54,7 +54,8 @@ class Row:
         )
 
     def _text(self, value: float) -> str:
-        return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+        places = 3 if self.unit == "x" else 2
+        return f"{value:.{places}f}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def text(rows: Sequence[Row]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from langchain_core.callbacks import BaseCallbackManager, CallbackManager
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.constants import START
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel import Pregel
@@ -21,7 +22,13 @@ from ._backlog import Backlog
 from ._channels import closable
 from ._drive import LateItems, drive_astream, drive_async, drive_stream, drive_sync
 from ._fallback import Fallback, attach_fallback, draw_fallback
-from ._langgraph import CONF, CONFIG_KEY_STREAM, is_task, read_channels
+from ._langgraph import (
+    CONF,
+    CONFIG_KEY_RESUMING,
+    CONFIG_KEY_STREAM,
+    is_task,
+    read_channels,
+)
 from ._run import Run, run_here
 from ._scope import Scope, current
 from ._views import cache_view, saver_view, store_view
@@ -158,7 +165,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         with _attached(run, control):
             yield from drive_stream(run, make, partial(self._late_items, kwargs))
 
-    async def astream(  # type: ignore[override]
+    def astream(  # type: ignore[override]
         self,
         input: Any,
         config: RunnableConfig | None = None,
@@ -172,11 +179,18 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         The budget counts from the first item that is asked for.
         """
         if isinstance(deadline, _Driven):
-            plain_stream = super().astream(input, config, control=control, **kwargs)
-            async with _closing(plain_stream):
-                async for item in plain_stream:
-                    yield item
-            return
+            return super().astream(input, config, control=control, **kwargs)
+        self._check(config, deadline)
+        return self._astream(input, config, deadline, control, kwargs)
+
+    async def _astream(
+        self,
+        input: Any,
+        config: RunnableConfig | None,
+        deadline: Any,
+        control: Any,
+        kwargs: dict[str, Any],
+    ) -> AsyncIterator[Any]:
         run = self._begin(input, config, deadline, control)
         if run is None:
             plain_stream = super().astream(input, config, control=control, **kwargs)
@@ -239,9 +253,10 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         parent = current.get()
         stoppable = isinstance(control, RunControl)
         if policy is None and wire is None and not stoppable:
-            if parent is None or (parent.run is None and parent.at == math.inf):
+            unbounded = parent is None or (parent.run is None and parent.at == math.inf)
+            if unbounded and not self._may_be_resumed(input):
                 return None
-            if parent.run is not None:
+            if parent is not None and parent.run is not None:
                 return self._begin_nested(parent) if parent.run.guarded else None
         if wire is not None:
             parent = Scope(parent, wire._at)  # noqa: SLF001
@@ -257,12 +272,18 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
             controlled=stoppable,
         )
         run.asked_budget = policy.seconds if own else None
-        run.new_input = not _resumes(input)
+        run.new_input = not _resumes(input, config)
         if parent is not None and parent.run is not None:
             run.custom_stream = parent.run.custom_stream
             run.backlog = parent.run.backlog
         _enter(run, parent)
         return run
+
+    def _may_be_resumed(self, input: Any) -> bool:
+        """Return whether a run may go on that had a deadline when it began."""
+        return _resumes(input, None) and isinstance(
+            self.checkpointer, BaseCheckpointSaver
+        )
 
     def _begin_nested(self, parent: Scope) -> Run:
         """Return the run of a subgraph without a deadline of its own.
@@ -270,9 +291,11 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         When the step it is in is cut, it ends by itself and hands over what it has.
         """
         run = Run(
-            _NESTED.model_copy(
+            DeadlinePolicy(
+                # What has to be resumable must not look finished.
+                on_exceeded="raise" if parent.run.mode == "raise" else "return",
                 # Inner steps are given up before the step around them is.
-                update={"cancel_grace": parent.run.policy.cancel_grace * _INNER_GRACE}
+                cancel_grace=parent.run.policy.cancel_grace * _INNER_GRACE,
             ),
             parent=parent,
             budget=None,
@@ -280,6 +303,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
             implicit=True,
             controlled=True,
         )
+        run.reset = parent.run.reset
         run.custom_stream = parent.run.custom_stream
         run.backlog = parent.run.backlog
         _enter(run, parent)
@@ -340,7 +364,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
             config, **kwargs
         )
         run = run_here()
-        if run is not None and run.guarded:
+        if run is not None and (run.guarded or not (run.implicit or run.new_input)):
             if run.saver is None and not isinstance(saver, bool):
                 run.saver = saver
             saver, store, cache = (
@@ -373,14 +397,16 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
 
 _INNER_GRACE = 0.8
 _MAY_FALL_BACK = (None, "fallback")
-_NESTED = DeadlinePolicy(on_exceeded="return")
 
 
 # Helpers of the entry points.
 
 
-def _resumes(input: Any) -> bool:
-    return input is None or isinstance(input, Command)
+def _resumes(input: Any, config: RunnableConfig | None) -> bool:
+    if input is None or isinstance(input, Command):
+        return True
+    # A subgraph that is resumed gets its ordinary input once more.
+    return is_task(config) and bool((config or {})[CONF].get(CONFIG_KEY_RESUMING))
 
 
 def _prepare_stream(

@@ -28,6 +28,7 @@ from langgraph.types import Send
 
 from ._langgraph import MISSING, TASKS, is_branch_channel, is_control_channel
 from ._record import RECORD_KEY, load
+from ._run import run_here
 
 CLEAR = "__deadline_clear__"
 """Empties the channel it is written to. A plain text, for it goes through savers."""
@@ -99,6 +100,10 @@ class DeferredTrigger(_Closing, LastValueAfterFinish[Any]):
         """Apply one superstep's values."""
         return self._updated(values, super().update)
 
+    def finish(self) -> bool:
+        """Let the deferred node run, at what would have been the end."""
+        return _defers(super().finish())
+
 
 class Barrier(_Closing, NamedBarrierValue[Any]):
     """`join:<nodes>:<node>`."""
@@ -136,6 +141,17 @@ class DeferredBarrier(_Closing, NamedBarrierValueAfterFinish[Any]):
     def update(self, values: Sequence[Any]) -> bool:
         """Apply one superstep's values."""
         return self._updated(values, super().update)
+
+    def finish(self) -> bool:
+        """Let the deferred node run, at what would have been the end."""
+        return _defers(super().finish())
+
+
+def _defers(finished: bool) -> bool:
+    run = run_here()
+    if finished and run is not None:
+        run.deferring = True
+    return finished
 
 
 class PendingSends(_Closing, Topic[Any]):
@@ -206,6 +222,10 @@ class RecordChannel(BaseChannel[Any, Any, Any]):
     def finish(self) -> bool:
         """Forget the record of a run that comes to its own end."""
         record = load(self.value)
+        run = run_here()
+        if run is not None and run.deferring:
+            run.deferring = False  # not its end yet: a deferred node comes
+            return False
         if record is None or not record.resumable:
             return False
         self.value = MISSING

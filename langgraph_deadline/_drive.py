@@ -240,7 +240,8 @@ class _Engine:
             if asyncio.iscoroutine(awaitable):
                 awaitable.close()
             raise plain(run.error())
-        task = self._loop.create_task(_awaited(awaitable), context=self.context)
+        coroutine = awaitable if asyncio.iscoroutine(awaitable) else _awaited(awaitable)
+        task = self._loop.create_task(coroutine, context=self.context)
         self._settled = self._loop.create_future()
         task.add_done_callback(self._settle)
         try:

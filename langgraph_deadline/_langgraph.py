@@ -21,6 +21,7 @@ from langgraph._internal._constants import (
     CONFIG_KEY_CALL,
     CONFIG_KEY_CHECKPOINT_NS,
     CONFIG_KEY_READ,
+    CONFIG_KEY_RESUMING,
     CONFIG_KEY_RUNTIME,
     CONFIG_KEY_SCRATCHPAD,
     CONFIG_KEY_SEND,
@@ -61,6 +62,7 @@ __all__ = (
     "CONFIG_KEY_CALL",
     "CONFIG_KEY_CHECKPOINT_NS",
     "CONFIG_KEY_READ",
+    "CONFIG_KEY_RESUMING",
     "CONFIG_KEY_RUNTIME",
     "CONFIG_KEY_SCRATCHPAD",
     "CONFIG_KEY_SEND",
@@ -80,6 +82,8 @@ __all__ = (
     "RunnableSeq",
     "StreamProtocol",
     "add_edge",
+    "aend",
+    "aerror",
     "arun_with_retry",
     "astart",
     "attempt_of",
@@ -102,6 +106,7 @@ __all__ = (
     "superstep_of",
     "task_id_of",
     "traced_run",
+    "write_channels",
     "writes_of",
 )
 
@@ -231,12 +236,29 @@ def end(seq: RunnableSeq, manager: Any, value: Any) -> None:
 
 
 async def aend(seq: RunnableSeq, manager: Any, value: Any) -> None:
-    """Report the end of a sequence to its callbacks."""
+    """Report the end of a sequence to its callbacks, if there are any.
+
+    The manager makes a task to shield the report even where it goes to nobody.
+    """
+    policy = getattr(seq, "trace_policy", None)
+    if not manager.handlers and getattr(policy, "process_outputs", None) is None:
+        return
     finish = getattr(seq, "_aend", None)
     if finish is not None:
         await finish(manager, value)
     else:
         await manager.on_chain_end(value)
+
+
+async def aerror(manager: Any, error: BaseException) -> None:
+    """Report the failure of a sequence to its callbacks, if there are any."""
+    if manager.handlers:
+        await manager.on_chain_error(error)
+
+
+def write_channels(writer: ChannelWrite, value: Any, config: RunnableConfig) -> None:
+    """Do what a writer's `invoke` does, which has nothing to report or to inject."""
+    writer._write(value, config)  # noqa: SLF001
 
 
 def traced_run(manager: Any) -> Any:

@@ -21,6 +21,7 @@ def _due(run: Run) -> tuple[Any, list[Any], str] | None:
             _clock.wall(),
             run.started_wall,
             run.asked_budget,
+            run.cause if run.phase == "falling back" else None,
         )
     elif run.touched and (run.mode == "raise" or run.phase == "over"):
         record = cut_record(run)

@@ -8,7 +8,7 @@ cut, and for a run whose budget is not the compiled one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -55,7 +55,16 @@ class Record:
 
     def dump(self) -> dict[str, Any]:
         """Return the record as plain values that every serializer takes."""
-        return {**asdict(self), "cut": list(self.cut)}
+        return {
+            "outcome": self.outcome,
+            "spent": self.spent,
+            "since": self.since,
+            "started": self.started,
+            "budget": self.budget,
+            "cause": self.cause,
+            "cut": list(self.cut),
+            "sequence": self.sequence,
+        }
 
     def numbered(self, sequence: int) -> Record:
         """Return the record as number `sequence` of its checkpoint."""

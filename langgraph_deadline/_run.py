@@ -80,6 +80,7 @@ class Run:
         "cut_step",
         "cut_superstep",
         "deadline",
+        "deferring",
         "fallback",
         "implicit",
         "interrupted",
@@ -88,6 +89,7 @@ class Run:
         "logging",
         "mode",
         "name",
+        "namespace",
         "new_input",
         "on_change",
         "phase",
@@ -159,6 +161,8 @@ class Run:
         self.resumed: Record | None = None
         self.saved_at: Any = None
         self.saver: Any = None
+        self.namespace = ""
+        self.deferring = False
         self.sequence = 0
 
         # A run inside a step uses the threads of the run around it.
@@ -195,7 +199,8 @@ class Run:
             )
             self.reserve = wanted if self.mode == "fallback" else 0.0
         self.work = max(self.started, at - self.reserve)
-        self.scope.at = self.work
+        working = getattr(self, "phase", "working") == "working"
+        self.scope.at = self.work if working else at
 
     def resume(self, record: Record | None, spent: float) -> None:
         """Go on with what was left of a run that began before."""
@@ -205,6 +210,11 @@ class Run:
             self.started_wall = record.started
             if self.asked_budget is None and record.budget is not None:
                 self.asked_budget = record.budget
+        if record is not None and record.outcome == "interrupted" and record.cause:
+            # It was the fallback that asked: it goes on as the fallback.
+            self.cause, self.phase = record.cause, "falling back"
+            self.claimed = self.touched = True
+            self.cut_superstep = -2
         budget = self.asked_budget or self.policy.seconds
         if budget is not None:
             parent = self.scope.parent
@@ -337,7 +347,11 @@ class Run:
 
     def close(self) -> None:
         """Let nothing start any more, for the caller has left."""
+        touched = self.touched
         self.end(self.cause or "cancelled")
+        if self.interrupted and not touched:
+            # A run that waits for a person has nothing to be cancelled.
+            self.touched, self.cause = False, None
 
     def _stop_all(self, spare: str | None) -> None:
         for step in list(self.active):

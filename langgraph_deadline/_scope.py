@@ -117,10 +117,10 @@ def check(needs: float | timedelta = 0.0) -> None:
     Raises:
         DeadlineExceeded: With cause `window` if there is time, but not enough.
     """
+    needed = seconds_of(needs, "needs")
     scope = current.get()
     if scope is None:
         return
-    needed = seconds_of(needs, "needs")
     cut = scope.cause_of_cut()
     left = -math.inf if cut is not None else scope.at - _clock.now()
     if left <= 0 or left < needed:

@@ -23,10 +23,12 @@ from ._guard import in_thread
 from ._langgraph import (
     MISSING,
     BranchSpec,
+    ChannelWrite,
     PregelNode,
     RunnableCallable,
     RunnableSeq,
     aend,
+    aerror,
     astart,
     end,
     patch_config,
@@ -34,6 +36,7 @@ from ._langgraph import (
     set_config_here,
     start,
     traced_run,
+    write_channels,
 )
 from ._run import Run, run_here
 from .callbacks import ATTACHED
@@ -98,6 +101,10 @@ class Parts:
         manager = start(seq, value, config)
         try:
             for index, part in enumerate(seq.steps):
+                if type(part) is ChannelWrite:
+                    write_channels(part, value, config)
+                    result.passed(index, self.last, value)
+                    continue
                 config = patch_config(config, callbacks=_child(manager, index))
                 if index == 0:
                     with set_config_context(config, traced_run(manager)) as context:
@@ -121,13 +128,17 @@ class Parts:
         manager = await astart(seq, value, config)
         try:
             for index, part in enumerate(seq.steps):
+                if type(part) is ChannelWrite:
+                    write_channels(part, value, config)
+                    result.passed(index, self.last, value)
+                    continue
                 config = patch_config(config, callbacks=_child(manager, index))
                 if index == 0:
                     set_config_here(config, traced_run(manager))
                 value = await part.ainvoke(value, config)
                 result.passed(index, self.last, value)
         except BaseException as error:
-            await manager.on_chain_error(error)
+            await aerror(manager, error)
             raise
         await aend(seq, manager, value)
         return value

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 from weakref import WeakKeyDictionary
@@ -100,9 +100,12 @@ def _saver_class(cls: type[Any]) -> type[Any]:
         if run is None or run.loaded:
             return found
         asked: dict[str, Any] = {}
-        for source in _begin_load(run, found):
-            listed = cls.list(self, config, filter={"source": source}, limit=1)
-            asked[source] = next(iter(listed), None)
+        for source in _begin_load(run, config, found):
+            if source == _PARENT:
+                asked[source] = cls.get_tuple(self, found.parent_config)
+            else:
+                listed = cls.list(self, config, filter={"source": source}, limit=1)
+                asked[source] = next(iter(listed), None)
         return _end_load(run, found, asked)
 
     @functools.wraps(cls.aget_tuple)
@@ -112,9 +115,12 @@ def _saver_class(cls: type[Any]) -> type[Any]:
         if run is None or run.loaded:
             return found
         asked: dict[str, Any] = {}
-        for source in _begin_load(run, found):
-            listed = cls.alist(self, config, filter={"source": source}, limit=1)
-            asked[source] = await anext(listed, None)
+        for source in _begin_load(run, config, found):
+            if source == _PARENT:
+                asked[source] = await cls.aget_tuple(self, found.parent_config)
+            else:
+                listed = cls.alist(self, config, filter={"source": source}, limit=1)
+                asked[source] = await anext(listed, None)
         return _end_load(run, found, asked)
 
     @functools.wraps(cls.put)
@@ -234,33 +240,44 @@ def cache_view(cache: Any) -> Any:
 # The record, as the run's engine loads and saves checkpoints.
 
 
-def _begin_load(run: Run, found: CheckpointTuple | None) -> list[str]:
+_PARENT = "parent"
+
+
+def _namespace(config: RunnableConfig) -> str:
+    namespace: str = config[CONF].get(CONFIG_KEY_CHECKPOINT_NS) or ""
+    return namespace
+
+
+def _begin_load(
+    run: Run, config: RunnableConfig, found: CheckpointTuple | None
+) -> list[str]:
     """Take the record from a loaded checkpoint; return what else has to be looked up.
 
     The answer names sources of checkpoints: the newest `input` one says when the run
-    began, the newest `loop` one when it was last seen at work.
+    began, the newest `loop` one when it was last seen at work. The `parent` of a state
+    that was edited may have the record.
     """
     run.loaded = True
+    run.namespace = _namespace(config)
     if found is None:
         return []
     run.saved_at = found.config
     pending = found.pending_writes or []
     written = [w for w in pending if w[1] == RECORD_KEY]
-    records = [r for r in (load(value) for _, _, value in written) if r is not None]
     # Those of tasks stay where they are: without them a task that wrote nothing else
     # would look unfinished.
     own = {_record_task(n) for n in range(len(written))}
     run.sequence = sum(w[0] in own for w in written)
     if run.sequence:
         pending[:] = [w for w in pending if w[0] not in own]
-    if records:
-        run.resumed = max(records, key=lambda record: record.sequence)
-    else:
-        run.resumed = load(found.checkpoint["channel_values"].get(RECORD_KEY))
-    if run.new_input or run.policy.clock == "restart":
-        return []
+    run.resumed = _record_in(found, [value for _, _, value in written])
     source = found.metadata.get("source")
     asked: list[str] = []
+    edited = source in ("update", "fork") and found.parent_config is not None
+    if run.resumed is None and edited:
+        asked.append(_PARENT)
+    if run.new_input or run.policy.clock == "restart":
+        return asked
     if run.resumed is None and source != "input":
         asked.append("input")
     if source in ("update", "fork"):
@@ -268,11 +285,22 @@ def _begin_load(run: Run, found: CheckpointTuple | None) -> list[str]:
     return asked
 
 
+def _record_in(found: CheckpointTuple, written: Sequence[Any]) -> Record | None:
+    """Return the newest record of a checkpoint: one `written` to it, or in its state."""
+    records = [r for r in (load(value) for value in written) if r is not None]
+    if records:
+        return max(records, key=lambda record: record.sequence)
+    return load(found.checkpoint["channel_values"].get(RECORD_KEY))
+
+
 def _end_load(
     run: Run, found: CheckpointTuple | None, asked: Mapping[str, CheckpointTuple | None]
 ) -> CheckpointTuple | None:
     """Give the run what it has left, or, for a new input, what has to be cleared."""
     record = run.resumed
+    if (parent := asked.get(_PARENT)) is not None:
+        pending = parent.pending_writes or []
+        record = _record_in(parent, [w[2] for w in pending if w[1] == RECORD_KEY])
     if run.new_input:
         run.reset = record is not None and not record.resumable
         run.resumed = None
@@ -289,15 +317,13 @@ def _end_load(
             last_seen=times.get("loop", seen),
             now=_clock.wall(),
         )
-        if run.policy.clock == "restart":
-            record = None
         run.resume(record, spent)
     return found
 
 
 def _saved(config: RunnableConfig) -> RunnableConfig:
     run = _engine_run()
-    if run is not None and not config[CONF].get(CONFIG_KEY_CHECKPOINT_NS):
+    if run is not None and _namespace(config) == run.namespace:
         run.saved_at = config
         run.sequence = 0
     return config

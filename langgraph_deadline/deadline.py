@@ -15,7 +15,7 @@ WIRE_KEY = "x-request-deadline"
 
 _EPOCH_FROM = 1e8  # a smaller number on the wire is a duration, not an instant
 _LONGEST_TEXT = 64
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 
 @dataclass(frozen=True, order=True, slots=True, repr=False)
@@ -80,13 +80,27 @@ def seconds_of(value: Any, name: str) -> float:
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        kind = type(value).__name__
-        msg = f"{name} must be a number of seconds or a timedelta, got {kind} {value!r}"
+        msg = f"{name} must be a number of seconds or a timedelta, got {shown(value)}"
         raise ValueError(msg)
-    if not math.isfinite(value):
-        msg = f"{name} must be a finite number of seconds, got {value!r}"
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = math.inf
+    if not math.isfinite(seconds):
+        msg = f"{name} must be a finite number of seconds, got {shown(value)}"
         raise ValueError(msg)
-    return float(value)
+    return seconds
+
+
+def shown(value: Any) -> str:
+    """Return `value` for an error message, whatever was sent to us, in a line."""
+    kind = type(value).__name__
+    if isinstance(value, int) and abs(value) > _EPOCH_FROM**2:
+        return f"{kind} of {value.bit_length()} bits"
+    text = repr(value[:_LONGEST_TEXT] if isinstance(value, (str, bytes)) else value)
+    if len(text) > 2 * _LONGEST_TEXT:
+        text = f"{text[:_LONGEST_TEXT]}..."
+    return f"{kind} {text}"
 
 
 def positive_seconds_of(value: Any, name: str) -> float:
@@ -97,7 +111,7 @@ def positive_seconds_of(value: Any, name: str) -> float:
     """
     seconds = seconds_of(value, name)
     if seconds <= 0:
-        msg = f"{name} must be more than 0 seconds, got {value!r}"
+        msg = f"{name} must be more than 0 seconds, got {shown(value)}"
         raise ValueError(msg)
     return seconds
 
@@ -116,6 +130,9 @@ def from_wire(value: Any, name: str = WIRE_KEY) -> Deadline:
     if isinstance(value, str):
         value = _number_or_instant(value.strip(), name)
     if isinstance(value, datetime):
+        if value.tzinfo is None:
+            msg = f"{name} must carry a time zone, got {shown(value)}"
+            raise ValueError(msg)
         return Deadline.at(value)
     seconds = seconds_of(value, name)
     if seconds >= _EPOCH_FROM:
@@ -135,9 +152,8 @@ def _number_or_instant(text: str, name: str) -> float | datetime:
             # "2026" or "20260101" parse as dates; without a zone they are guesses
             if instant.tzinfo is not None:
                 return instant
-    shown = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
     msg = (
         f"{name} must be seconds left, epoch seconds or an RFC 3339 instant with a "
-        f"time zone, got {shown!r}"
+        f"time zone, got {shown(text)}"
     )
     raise ValueError(msg)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.constants import START
+from langgraph.errors import GraphInterrupt
 from langgraph.types import RetryPolicy, Send
 
 from ._channels import CLEAR, CUT, close, leftovers, reopen, state_writes
@@ -229,10 +230,12 @@ class GuardedNode(Runnable[Any, Any]):
         budget = run.policy.steps.get(self.name, _NO_LIMIT)
         step = self._open(run, budget, config, SyncStep)
         result = Result(step)
-        attempt = _Attempt(self._parts, result, config, self._retries)
-        body = functools.partial(
-            self._attempts, attempt, value, fenced(run, step, config)
-        )
+        safe = fenced(run, step, config)
+        if self._retries:
+            attempt = _Attempt(self._parts, result, config, self._retries)
+            body = functools.partial(self._attempts, attempt, value, safe)
+        else:
+            body = functools.partial(self._parts.invoke, value, safe, result)
         verdict, out = self._once(run, step, budget, body)
         if verdict == "otherwise":
             step = self._open_instead(run, config, SyncStep)
@@ -261,6 +264,9 @@ class GuardedNode(Runnable[Any, Any]):
                 out = run_sync(run, step, body) if watched else body()
                 if step.cut is None:
                     return None, out
+        except GraphInterrupt:
+            run.interrupted = True
+            raise
         except DeadlineExceeded as exceeded:
             error = caught(run, step, exceeded)
         finally:
@@ -275,10 +281,12 @@ class GuardedNode(Runnable[Any, Any]):
         step = self._open(run, budget, config, AsyncStep)
         result = Result(step)
         parts = self._async_parts
-        attempt = _Attempt(parts, result, config, self._retries, stream=stream)
-        body = functools.partial(
-            self._aattempts, attempt, value, fenced(run, step, config)
-        )
+        safe = fenced(run, step, config)
+        if self._retries or stream:
+            attempt = _Attempt(parts, result, config, self._retries, stream=stream)
+            body = functools.partial(self._aattempts, attempt, value, safe)
+        else:
+            body = functools.partial(parts.ainvoke, value, safe, result)
         verdict, out = await self._aonce(run, step, budget, body)
         if verdict == "otherwise":
             step = self._open_instead(run, config, AsyncStep)
@@ -305,6 +313,9 @@ class GuardedNode(Runnable[Any, Any]):
                 out = await run_async(run, step, body())
                 if step.cut is None:
                     return None, out
+        except GraphInterrupt:
+            run.interrupted = True
+            raise
         except DeadlineExceeded as exceeded:
             error = caught(run, step, exceeded)
         finally:
@@ -342,6 +353,12 @@ class GuardedNode(Runnable[Any, Any]):
         if step.kind == "fallback" and step.superstep == run.cut_superstep:
             # It was at work when the cut came: only its own edges fire.
             close(channels_of(config), {name for name, _ in writes_of(config)})
+        if step.kind == "otherwise":
+            send_of(config)(
+                [(RECORD_KEY, CUT)]
+            )  # no result of the node: not to be cached
+        if run.new_input and START in self._node.triggers:
+            self._write_beginning(run, config)
         elif run.resumed is not None and run.resumed.resumable and not run.implicit:
             # The first step after a resume says so, for the case that we are killed.
             run.resumed = None
@@ -408,17 +425,22 @@ class GuardedNode(Runnable[Any, Any]):
     def _write_input(self, run: Run, value: Any, config: RunnableConfig) -> Any:
         """Write a new run's input, and clear what a run that was cut left behind."""
         out = self._plain.invoke(value, config)
-        if run.implicit or self.name != START:
-            return out
+        if self.name == START:
+            self._write_beginning(run, config)
+        return out
+
+    def _write_beginning(self, run: Run, config: RunnableConfig) -> None:
+        """Write a new run's record, if it needs one, and clear what was left behind."""
         channels = run.channels = channels_of(config)
         writes = leftovers(channels) if run.reset else []
-        if run.asked_budget is not None:
+        if run.implicit:
+            pass  # the run around it has the record
+        elif run.asked_budget is not None:
             writes.append((RECORD_KEY, running_record(run).dump()))
         elif channels[RECORD_KEY].is_available():
             writes.append((RECORD_KEY, CLEAR))
         if writes:
             send_of(config)(writes)
-        return out
 
 
 class _Attempt:

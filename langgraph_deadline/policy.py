@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import enum
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Literal
@@ -23,14 +24,16 @@ DEFAULT_RESERVE = 0.2
 """Share of the budget kept for the fallback, where there is one."""
 
 
-class _Unset:
-    """Marks an option that was not given, where `None` is a value."""
+class _Unset(enum.Enum):
+    """Marks an option that was not given, where `None` is a value.
 
-    def __repr__(self) -> str:
-        return "<not set>"
+    An enumeration, for its members are the same ones after a copy.
+    """
+
+    UNSET = "not set"
 
 
-UNSET = _Unset()
+UNSET = _Unset.UNSET
 
 
 def _positive(value: Any, info: ValidationInfo) -> Any:

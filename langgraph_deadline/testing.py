@@ -23,11 +23,8 @@ from . import _clock, _threads
 
 T = TypeVar("T")
 
-_EPOCH = 1_750_000_000.0
-"""Where the virtual wall clock starts (epoch seconds): any recent day will do."""
 
-
-_MOMENT = 0.05
+_MOMENT = 0.2
 """What a thread is given to end before the clock jumps (in real seconds)."""
 
 
@@ -36,6 +33,8 @@ class VirtualClock:
 
     def __init__(self, start: float = 1000.0) -> None:
         self._start = start
+        # Checkpointers write real times beside ours: the two must not be years apart.
+        self._epoch = _clock.wall()
         self._now = start
 
     def monotonic(self) -> float:
@@ -44,7 +43,7 @@ class VirtualClock:
 
     def wall(self) -> float:
         """Return the virtual wall-clock time in epoch seconds."""
-        return _EPOCH + self._now - self._start
+        return self._epoch + self._now - self._start
 
     def advance(self, seconds: float) -> None:
         """Move on by `seconds`."""

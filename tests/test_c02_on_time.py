@@ -10,11 +10,12 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 from harness import ALL, ASYNC, SYNC, Driven, How, State, Trial
+from langgraph.cache.memory import InMemoryCache
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_stream_writer
 from langgraph.graph import END, START
 from langgraph.graph import StateGraph as PlainStateGraph
-from langgraph.types import Command, RetryPolicy, Send
+from langgraph.types import CachePolicy, Command, RetryPolicy, Send
 
 from langgraph_deadline import (
     DeadlineExceeded,
@@ -491,6 +492,62 @@ def test_c7_a_slow_checkpointer_keeps_no_fallback_from_running(
     assert driven.values["log"][:2] == ["good", "degrade"]
 
 
+class SlowLoader(InMemorySaver):
+    """A checkpointer that takes its time to read."""
+
+    seconds = 60.0
+
+    def get_tuple(self, config: Any) -> Any:
+        time.sleep(1.5)
+        return super().get_tuple(config)
+
+    async def aget_tuple(self, config: Any) -> Any:
+        await asyncio.sleep(self.seconds)
+        return super().get_tuple(config)
+
+
+@pytest.mark.parametrize("how", ALL)
+@pytest.mark.parametrize("mode", ["fallback", "raise", "return"])
+def test_c2_a_checkpointer_that_is_slow_to_load_delays_no_caller(
+    how: How, mode: str
+) -> None:
+    """A run that never got to its first node has no answer, but it ends."""
+    trial = Trial(how, reserve=0.2)
+    graph = trial.compile(chain(trial), mode, checkpointer=SlowLoader())
+    driven = trial.drive(graph, config=THREAD)
+    end = trial.end if mode == "fallback" else trial.budget
+    assert driven.elapsed <= end + GRACE + (0.6 if trial.real else 0.0)
+    assert type(driven.error) is DeadlineExceeded
+    assert driven.report.outcome == "deadline"
+    assert trial.started == []
+
+
+class SlowCache(InMemoryCache[Any]):
+    """A cache that takes its time."""
+
+    def get(self, keys: Any) -> Any:
+        time.sleep(1.5)
+        return super().get(keys)
+
+    async def aget(self, keys: Any) -> Any:
+        await asyncio.sleep(60)
+        return super().get(keys)
+
+
+@pytest.mark.parametrize("how", ALL)
+def test_c2_a_slow_cache_delays_no_caller(how: How) -> None:
+    """What the engine does for a node counts like the node."""
+    trial = Trial(how)
+    builder = StateGraph(State)
+    builder.add_node("one", trial.quick("one"), cache_policy=CachePolicy())
+    builder.add_edge(START, "one")
+    graph = builder.compile(cache=SlowCache(), deadline=trial.budget)
+    driven = trial.drive(graph)
+    assert driven.elapsed <= trial.budget + GRACE + (0.6 if trial.real else 0.0)
+    assert type(driven.error) is DeadlineExceeded
+    assert driven.report.outcome == "deadline"
+
+
 @pytest.mark.parametrize("how", ALL)
 @pytest.mark.parametrize("origin", [START, "good"])
 @pytest.mark.parametrize("mode", ["fallback", "raise", "return"])
@@ -677,7 +734,9 @@ def test_c2_a_hundred_sends_are_cut_at_once(how: How, share: int) -> None:
     builder.add_node("closing", trial.quick("closing"))
     builder.add_edge(START, "split")
     builder.add_conditional_edges(
-        "split", lambda _: [Send("work", {"n": n}) for n in range(100)], ["work"]
+        "split",
+        trial.as_how(lambda _: [Send("work", {"n": n}) for n in range(100)]),
+        ["work"],
     )
     builder.add_edge("work", "gather")
     builder.add_edge("degrade", "closing")
@@ -749,23 +808,24 @@ def test_c2_a_deep_subgraph_without_a_fallback_raises_on_time(
 
 @pytest.mark.parametrize("how", ASYNC)
 @pytest.mark.parametrize("factory", [StateGraph, PlainStateGraph])
+@pytest.mark.parametrize("depth", [1, 2, 3])
 def test_c2_a_resisting_node_deep_in_subgraphs_delays_by_one_grace_only(
-    how: How, factory: Any
+    how: How, factory: Any, depth: int
 ) -> None:
-    """Three levels of subgraphs wait for one grace together, not for one each."""
+    """Levels of subgraphs share one grace, and hand over what had finished."""
     trial = Trial(how)
     inner = factory(Merged)
     inner.add_node("done1", trial.quick("done1"))
     inner.add_node("bad", faulty(trial, swallows_for_ever))
     inner.add_edge(START, "done1")
     inner.add_edge("done1", "bad")
-    middle = factory(Merged)
-    middle.add_node("inner", inner.compile())
-    middle.add_edge(START, "inner")
-    outer = factory(Merged)
-    outer.add_node("middle", middle.compile())
-    outer.add_edge(START, "middle")
-    builder = both_arms(trial, outer.compile(), schema=Merged)
+    subgraph = inner.compile()
+    for _ in range(depth - 1):
+        outer = factory(Merged)
+        outer.add_node("inner", subgraph)
+        outer.add_edge(START, "inner")
+        subgraph = outer.compile()
+    builder = both_arms(trial, subgraph, schema=Merged)
     graph = builder.compile(deadline=trial.reserved, fallback="degrade")
     driven = trial.drive(graph)
     assert trial.work <= driven.elapsed <= trial.work + GRACE + 1e-6

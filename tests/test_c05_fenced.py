@@ -147,7 +147,7 @@ def test_c5_a_straggler_of_the_first_run_does_not_disturb_the_second(how: How) -
     builder.add_node("late", late.node())
     builder.add_node("slow", slow if how in SYNC else aslow)
     builder.add_node("degrade", trial.quick("degrade"))
-    builder.add_conditional_edges(START, choose, ["late", "slow"])
+    builder.add_conditional_edges(START, trial.as_how(choose), ["late", "slow"])
     graph = builder.compile(saver, deadline=trial.reserved, fallback="degrade")
 
     class Twice:

@@ -1167,12 +1167,11 @@ def left_in(events: list[dict[str, Any]], node: str) -> float:
 
 
 @pytest.mark.realtime
-@pytest.mark.parametrize("asynchronous", [False, True])
 def test_c10_another_process_resumes_with_what_was_left(
-    asynchronous: bool, database: tuple[str, str]
+    database: tuple[str, str],
 ) -> None:
     """The time between the processes is not charged, the work of the first is."""
-    worker = Worker(database, asynchronous, {"seconds": 30})
+    worker = Worker(database, database[0] == "postgres", {"seconds": 30})
     first = worker.run({"log": [], "work": 0.5, "ask": True}, deadline=20)
     assert first[-1]["asked"]
     worked = first[-1]["ended"] - first[0]["began"]

@@ -57,9 +57,26 @@ def late(state: State) -> dict[str, str]:
     return {"log": "late"}
 
 
+class Before:
+    """What stragglers of other tests still hold when a test begins."""
+
+    threads: frozenset[threading.Thread] = frozenset()
+    runs = 0
+
+
+@pytest.fixture(autouse=True)
+def _before() -> None:
+    Before.threads, Before.runs = frozenset(), 0
+    Before.threads, Before.runs = frozenset(our_threads()), runs_alive()
+
+
 def our_threads() -> list[threading.Thread]:
-    """Return the live threads that runs have started."""
-    return [t for t in threading.enumerate() if t.name.startswith("langgraph-deadline")]
+    """Return the live threads that this test's runs have started."""
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread.name.startswith("langgraph-deadline") and thread not in Before.threads
+    ]
 
 
 def memory() -> float:
@@ -74,9 +91,10 @@ def live_timers(loop: Any) -> list[Any]:
 
 
 def runs_alive() -> int:
-    """Return how many runs are still in memory."""
+    """Return how many runs of this test are still in memory."""
     gc.collect()
-    return sum(type(thing) is _run.Run for thing in gc.get_objects())
+    alive = sum(type(thing) is _run.Run for thing in gc.get_objects())
+    return max(alive - Before.runs, 0)
 
 
 # Nothing is left.
@@ -93,14 +111,14 @@ def test_c12_ten_thousand_runs_leave_nothing() -> None:
         for _ in range(1_000):  # what is allocated once
             await graph.ainvoke({})
         gc.collect()
-        threads, before = threading.active_count(), memory()
+        before = memory()
         objects = len(gc.get_objects())
         for _ in range(10_000):
             await graph.ainvoke({})
         gc.collect()
         assert len(gc.get_objects()) - objects < 1_000
         assert memory() - before < 4
-        assert threading.active_count() == threads
+        assert our_threads() == []
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert len(live_timers(loop)) == 0
         # Cancelled timers of long deadlines must not pile up in the loop either.
@@ -113,11 +131,10 @@ def test_c12_ten_thousand_runs_leave_nothing() -> None:
 def test_c12_many_sync_runs_leave_no_thread() -> None:
     """Threads are the run's and end with it."""
     graph = one(lambda state: {"log": "done"}, deadline=30, fallback=late)
-    before = set(threading.enumerate())
     for _ in range(300):
         graph.invoke({})
         list(graph.stream({}))
-    assert set(threading.enumerate()) == before
+    assert our_threads() == []
     assert runs_alive() == 0
 
 
@@ -223,6 +240,7 @@ def test_c12_sync_nodes_of_async_graphs_leave_no_thread() -> None:
 
     graph = one(work, deadline=30)
     assert asyncio.run(main()) == set()
+    assert our_threads() == []
 
 
 # Processes end.

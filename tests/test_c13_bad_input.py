@@ -547,7 +547,9 @@ limits = st.floats(min_value=0.001, max_value=1e6)
 
 
 @settings(max_examples=60, deadline=None)
-@given(compiled=limits, header=limits, call=st.none() | limits, block=st.none() | limits)
+@given(
+    compiled=limits, header=limits, call=st.none() | limits, block=st.none() | limits
+)
 def test_c13_a_header_can_only_shorten(
     compiled: float, header: float, call: float | None, block: float | None
 ) -> None:

@@ -552,6 +552,7 @@ finally:
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_control_an_interrupt_in_this_process_leaves_nothing(way: str) -> None:
     """After Ctrl-C no engine thread of ours goes on beside the given-up node."""
+    before = set(threading.enumerate())
     started = threading.Event()
     ran: list[str] = []
     graph = graph_of(
@@ -576,5 +577,4 @@ def test_control_an_interrupt_in_this_process_leaves_nothing(way: str) -> None:
     assert [run.outcome for run in runs] == ["cancelled"]
     time.sleep(1.2)
     assert ran == []
-    left = [t for t in threading.enumerate() if t.name.startswith("langgraph-deadline")]
-    assert left == []
+    assert set(threading.enumerate()) <= before

@@ -6,14 +6,25 @@ import json
 import math
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.graph import START
+from langgraph.types import Command, interrupt
 
-from langgraph_deadline._record import Outcome, Record, epoch, load, spent_before
+from langgraph_deadline import StateGraph
+from langgraph_deadline._record import (
+    RECORD_KEY,
+    Outcome,
+    Record,
+    epoch,
+    load,
+    spent_before,
+)
 from langgraph_deadline.errors import Cause
 
 epochs = st.floats(min_value=1.6e9, max_value=2e9)
@@ -97,7 +108,6 @@ def test_what_is_no_record_is_none(value: Any) -> None:
         ("cut", 5),
         ("sequence", "first"),
         ("outcome", 5),
-        ("outcome", "no such outcome"),
     ],
 )
 def test_a_record_that_makes_no_sense_is_none(field: str, bad: Any) -> None:
@@ -107,12 +117,44 @@ def test_a_record_that_makes_no_sense_is_none(field: str, bad: Any) -> None:
     assert load({**dumped, field: bad}) is None
 
 
+class State(TypedDict, total=False):
+    log: str
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        "junk",
+        {"outcome": "interrupted"},
+        {**Record("interrupted", 0.1, 1.7e9, 1.7e9).dump(), "spent": "a lot"},
+        {**Record("running", 0.1, 1.7e9, 1.7e9).dump(), "since": None},
+        {**Record("interrupted", 0.1, 1.7e9, 1.7e9).dump(), "sequence": "first"},
+        {**Record("interrupted", 0.1, 1.7e9, 1.7e9).dump(), "budget": "5"},
+    ],
+)
+def test_c10_a_thread_with_an_unreadable_record_can_be_resumed(junk: Any) -> None:
+    """It goes on with whatever else is known."""
+
+    def ask(state: State) -> State:
+        return {"log": interrupt("?")}
+
+    builder = StateGraph(State)
+    builder.add_node("ask", ask)
+    builder.add_edge(START, "ask")
+    saver = InMemorySaver()
+    graph = builder.compile(checkpointer=saver, deadline=30)
+    config: Any = {"configurable": {"thread_id": "1"}}
+    graph.invoke({}, config)
+    latest = saver.get_tuple(config)
+    assert latest is not None
+    saver.put_writes(latest.config, [(RECORD_KEY, junk)], "another version's")
+    assert graph.invoke(Command(resume="yes"), config) == {"log": "yes"}
+
+
 def test_only_running_and_interrupted_runs_are_resumed() -> None:
     """All other outcomes are ends: what follows has a fresh budget."""
     resumable = {
-        outcome
-        for outcome in get_args(Outcome)
-        if Record(outcome, 0, 0, 0).resumable
+        outcome for outcome in get_args(Outcome) if Record(outcome, 0, 0, 0).resumable
     }
     assert resumable == {"running", "interrupted"}
 
@@ -147,9 +189,7 @@ def test_c10_restart_charges_nothing(
 ) -> None:
     """Every invocation has a fresh budget."""
     assert (
-        spent_before(
-            record, clock="restart", began=began, last_seen=last_seen, now=now
-        )
+        spent_before(record, clock="restart", began=began, last_seen=last_seen, now=now)
         == 0
     )
 
