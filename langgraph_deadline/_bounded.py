@@ -225,16 +225,17 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         compiled = self.deadline_policy
         if deadline is None:
             return compiled, False
+        if isinstance(deadline, Deadline):
+            # An instant that has passed is no bad input: it leaves next to nothing.
+            left = {"seconds": max(deadline.remaining(), _NOTHING)}
+            return (compiled or DeadlinePolicy()).model_copy(update=left), True
         asked = coerce(deadline)
         if asked is None or isinstance(deadline, DeadlinePolicy) or compiled is None:
             if asked is not None:
-                check_names(asked.steps, self._step_names(), "deadline: steps")
+                _checked(asked, self.deadline_fallback, self, "deadline: ")
             return asked, True
         settings = {name: getattr(compiled, name) for name in compiled.model_fields_set}
         return DeadlinePolicy(**{**settings, "seconds": asked.seconds}), True
-
-    def _step_names(self) -> list[str]:
-        return [name for name in self.nodes if name != START]
 
     def _wire(self, config: RunnableConfig | None) -> Deadline | None:
         """Return the deadline that came with the config, for a graph that is no node."""
@@ -395,6 +396,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         return graph
 
 
+_NOTHING = 1e-9  # seconds
 _INNER_GRACE = 0.8
 _MAY_FALL_BACK = (None, "fallback")
 
@@ -466,6 +468,8 @@ def bounded(
     if graph.stream_channels is None:
         copied.stream_channels = graph.stream_channels_list
     name = None
+    if isinstance(graph, BoundedGraph):  # what is not given anew stays
+        policy, name = policy or graph.deadline_policy, graph.deadline_fallback
     if fallback is not None:
         name = attach_fallback(copied, fallback)
     copied.deadline_fallback = name
@@ -484,14 +488,15 @@ def adopt(thing: Any) -> Any:
 
 
 def _checked(
-    policy: DeadlinePolicy | None, fallback: str | None, graph: Any
+    policy: DeadlinePolicy | None, fallback: str | None, graph: Any, argument: str = ""
 ) -> DeadlinePolicy | None:
     if policy is None:
         return None
     if policy.on_exceeded == "fallback" and fallback is None:
-        msg = "on_exceeded='fallback' needs a fallback: pass `fallback=`"
+        msg = f"{argument}on_exceeded='fallback' needs a fallback: compile with one"
         raise ValueError(msg)
-    check_names(policy.steps, (n for n in graph.nodes if n != START), "steps")
+    known = (name for name in graph.nodes if name != START)
+    check_names(policy.steps, known, f"{argument}steps")
     return policy
 
 

@@ -78,9 +78,10 @@ class Step(Scope):
             self.at = self.began + seconds
             self._binding = None
 
-    def extend(self, parent: Scope) -> None:
+    def extend(self, parent: Scope, grace: float) -> None:
         """Follow `parent` to its later deadline (a step that runs in the reserve)."""
         self.at = parent.at
+        self.grace = grace
 
     def exceeded(
         self, remaining: float, needed: float | None, cut: Cause | None

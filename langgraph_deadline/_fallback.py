@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from langchain_core.runnables import Runnable
+from langchain_core.runnables.config import ensure_config
 from langgraph.constants import END, START
 from langgraph.graph.state import CompiledStateGraph
 
@@ -65,6 +66,9 @@ def attach_fallback(graph: Any, fallback: Fallback) -> str:
 
 def with_node(builder: Any, name: str, action: Any) -> Any:
     """Return a copy of `builder` with one more node."""
+    if name in builder.channels:
+        msg = f"fallback would become a node named {name!r}, which is a state key"
+        raise ValueError(msg)
     copied = copy.copy(builder)
     copied.nodes = dict(builder.nodes)
     copied.channels = dict(builder.channels)
@@ -95,7 +99,7 @@ def draw_fallback(graph: Any, bounded_graph: Any, name: str) -> None:
         {"writers": [ChannelWrite([ChannelWriteEntry(channel, None)])]}
     )
     reached = draw_graph(
-        bounded_graph.config or {},
+        ensure_config(bounded_graph.config),
         nodes={**bounded_graph.nodes, START: entry},
         specs=bounded_graph.channels,
         input_channels=bounded_graph.input_channels,

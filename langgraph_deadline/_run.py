@@ -82,6 +82,7 @@ class Run:
         "deadline",
         "deferring",
         "fallback",
+        "grace",
         "implicit",
         "interrupted",
         "loaded",
@@ -148,7 +149,10 @@ class Run:
         self.active: dict[Step, None] = {}
         self.logging = bool(collectors())
         self.log: list[Step] = []
-        self.stragglers: list[Straggler] = []
+        # Whatever runs on, it is the outermost run that reports it.
+        self.stragglers: list[Straggler] = (
+            parent.run.stragglers if implicit and parent is not None else []
+        )
         self.channels: Any = None
         self.interrupted = False
         self.custom_stream = False
@@ -199,6 +203,10 @@ class Run:
             )
             self.reserve = wanted if self.mode == "fallback" else 0.0
         self.work = max(self.started, at - self.reserve)
+        # What resists must leave the fallback some time.
+        self.grace = self.policy.cancel_grace
+        if self.reserve > 0:
+            self.grace = min(self.grace, self.reserve / 2)
         working = getattr(self, "phase", "working") == "working"
         self.scope.at = self.work if working else at
 
@@ -249,8 +257,11 @@ class Run:
                 return "window" if left < needs and self.policy.enforce else None
             self.cut("deadline", step.name)
         if self.phase == "falling back" and self._leads_from_fallback(step):
+            if self.deadline - now < needs:
+                self.end()
+                return "window"
             if now < self.deadline - _CLOCK_SLACK:
-                step.extend(self.scope)
+                step.extend(self.scope, self.policy.cancel_grace)
                 if step.name == self.fallback:
                     step.kind = "fallback"
                 return None
@@ -358,7 +369,7 @@ class Run:
             if step.name == spare:
                 # The fallback, at work as an ordinary node: it goes on as the fallback.
                 step.kind = "fallback"
-                step.extend(self.scope)
+                step.extend(self.scope, self.policy.cancel_grace)
                 self.cut_superstep = step.superstep
             elif step.cut is None:
                 self.touched = True

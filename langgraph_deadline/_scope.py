@@ -126,7 +126,10 @@ def check(needs: float | timedelta = 0.0) -> None:
     if left <= 0 or left < needed:
         error = scope.binding.exceeded(left, needed, cut)
         error.scope = scope.binding
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # its traceback has this frame: without this they are a cycle
 
 
 class TimeScope:
@@ -194,7 +197,7 @@ class TimeScope:
             raise RuntimeError(msg)
         if self._timer is not None:
             self._timer.cancel()
-        current.reset(self._token)
+        self._leave(scope, self._token)
         mine = scope.binding is scope
         if self._fired and self._task is not None:
             # Whoever else cancelled the task meanwhile is still owed it.
@@ -205,12 +208,28 @@ class TimeScope:
             if kind is not None and issubclass(kind, asyncio.CancelledError):
                 return self._over(scope, error)
         self._task = None
-        if isinstance(error, DeadlineExceeded) and error.scope is scope:
+        if error is not None and _is_of(error, scope):
             return self._over(scope, error)
         # Sticky: a block that swallowed its cut, or could not be cut, is late too.
         if kind is None and mine and scope.at <= _clock.now():
             return self._over(scope, None)
         return False
+
+    def _leave(self, scope: Scope, token: Token[Scope | None]) -> None:
+        self._token = None
+        here = current.get() is scope
+        try:
+            current.reset(token)
+        except ValueError:
+            here = False
+        if not here:
+            self._task = None
+            current.set(None)
+            msg = (
+                "this block was left in another task, or before one that was entered "
+                "after it; enter and leave a block in one place, with `with`"
+            )
+            raise RuntimeError(msg)
 
     def _over(self, scope: Scope, error: BaseException | None) -> bool:
         self.cancelled_caught = not self._fails
@@ -227,7 +246,17 @@ class TimeScope:
             elapsed=now - self._started,
             remaining=scope.at - now,
         )
-        raise late from error
+        try:
+            raise late from error
+        finally:
+            del late, error  # the traceback has this frame: a cycle without this
+
+
+def _is_of(error: BaseException, scope: Scope) -> bool:
+    """Return whether `error`, or all that a group holds, says that `scope` is over."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_of(inner, scope) for inner in error.exceptions)
+    return isinstance(error, DeadlineExceeded) and error.scope is scope
 
 
 def fail_after(seconds: float | timedelta) -> TimeScope:
@@ -259,14 +288,12 @@ class shield:  # noqa: N801 - used as a verb, like contextlib.suppress
         if self._grace < 0:
             msg = f"grace must not be negative, got {grace!r}"
             raise ValueError(msg)
-        self._step: Shieldable | None = None
-        self._held: Any = None
+        self._held: list[tuple[Shieldable, Any] | None] = []
 
     def __enter__(self) -> shield:
         scope = current.get()
-        if scope is not None and scope.step is not None:
-            self._step = scope.step
-            self._held = scope.step.hold(self._grace)
+        step = scope.step if scope is not None else None
+        self._held.append(None if step is None else (step, step.hold(self._grace)))
         return self
 
     def __exit__(
@@ -275,9 +302,9 @@ class shield:  # noqa: N801 - used as a verb, like contextlib.suppress
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._step is not None:
-            step, self._step = self._step, None
-            late = step.let_go(self._held)
+        held = self._held.pop()
+        if held is not None:
+            late = held[0].let_go(held[1])
             if late is not None and kind is None:
                 raise late
 
@@ -290,10 +317,10 @@ class detach:  # noqa: N801 - used as a verb, like contextlib.suppress
     """
 
     def __init__(self) -> None:
-        self._token: Token[Scope | None] | None = None
+        self._tokens: list[Token[Scope | None]] = []
 
     def __enter__(self) -> detach:
-        self._token = current.set(None)
+        self._tokens.append(current.set(None))
         return self
 
     def __exit__(
@@ -302,6 +329,4 @@ class detach:  # noqa: N801 - used as a verb, like contextlib.suppress
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._token is not None:
-            current.reset(self._token)
-            self._token = None
+        current.reset(self._tokens.pop())

@@ -16,12 +16,16 @@ from ._guard import in_thread, run_async, run_sync
 from ._langgraph import (
     PregelExecutableTask,
     arun_with_retry,
+    attempt_of,
     is_async_callable,
     run_with_retry,
     set_config_context,
     task_id_of,
 )
 from ._run import Run, run_here
+from ._scope import current
+from ._verdict import check_retry
+from .errors import NoTimeToRetry, plain
 
 ONE_ATTEMPT = (RetryPolicy(max_attempts=1),)
 """Shown to the engine in place of retry policies, which are applied inside the guard:
@@ -74,6 +78,8 @@ def _run_sync(run: Run, step: SyncStep, body: _Body, args: Any, kwargs: Any) -> 
             out = run_sync(run, step, call) if run.guarded else call()
             if step.cut is None:
                 return out
+    except NoTimeToRetry as error:
+        raise plain(error) from error.__cause__
     finally:
         run.leave(step)
     raise run.error(step=step.name, cause=step.cut)
@@ -88,6 +94,8 @@ async def _run_async(
             out = await run_async(run, step, body.acall(args, kwargs))
             if step.cut is None:
                 return out
+    except NoTimeToRetry as error:
+        raise plain(error) from error.__cause__
     finally:
         run.leave(step)
     raise run.error(step=step.name, cause=step.cut)
@@ -137,12 +145,26 @@ class _Body:
 
     def invoke(self, value: Any, config: RunnableConfig) -> Any:
         args, kwargs = value
-        with set_config_context(config) as context:
-            return context.run(self.func, *args, **kwargs)
+        try:
+            with set_config_context(config) as context:
+                return context.run(self.func, *args, **kwargs)
+        except Exception as error:
+            self._failed(error, config)
+            raise
 
     async def ainvoke(self, value: Any, config: RunnableConfig) -> Any:
         args, kwargs = value
-        return await self._await(args, kwargs)
+        try:
+            return await self._await(args, kwargs)
+        except Exception as error:
+            self._failed(error, config)
+            raise
+
+    def _failed(self, error: Exception, config: RunnableConfig) -> None:
+        scope = current.get()
+        if scope is not None and scope.step is not None:
+            attempt = attempt_of(config)
+            check_retry(scope.run, scope.step, self._policies, error, attempt)
 
     async def _await(self, args: Any, kwargs: Any) -> Any:
         if is_async_callable(self.func):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from langgraph.errors import GraphBubbleUp
 from langgraph.types import RetryPolicy
@@ -103,9 +103,20 @@ def decide(
     return "return" if run.mode == "return" else "raise"
 
 
-def failure_of(step: Step) -> DeadlineExceeded:
+def failure_of(run: Run, step: Step) -> DeadlineExceeded:
     """Return the error of a step that ran out of its own limit, or was refused."""
+    if step.cut == "window":
+        return DeadlineExceeded(cause="window", **_window_of(run, step))
     return step.exceeded(step.at - _clock.now(), None, step.cut)
+
+
+def _window_of(run: Run, step: Step) -> dict[str, Any]:
+    budget = run.policy.steps.get(step.name)
+    return {
+        "step": step.name,
+        "remaining": max(run.work - step.began, 0.0),
+        "needed": budget.needs if budget is not None else None,
+    }
 
 
 def end_of(run: Run, step: Step) -> DeadlineExceeded:
@@ -120,9 +131,5 @@ def end_of(run: Run, step: Step) -> DeadlineExceeded:
             remaining=error.remaining,
         )
     if error.cause == "window":
-        left = max(run.work - step.began, 0.0)
-        needed = (
-            run.policy.steps[step.name].needs if step.name in run.policy.steps else None
-        )
-        return RunCut(cause="window", step=step.name, remaining=left, needed=needed)
+        return RunCut(cause="window", **_window_of(run, step))
     return error

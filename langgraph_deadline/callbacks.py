@@ -37,7 +37,7 @@ class DeadlineHandler(GraphCallbackHandler):
     raise_error = True
     run_inline = True
     # Nothing else is of interest, and every event that is delivered costs.
-    ignore_agent = True
+    # (`ignore_agent` must stay as it is: it is what switches tools off.)
     ignore_custom_event = True
     ignore_retry = True
 
@@ -63,8 +63,8 @@ class DeadlineHandler(GraphCallbackHandler):
 
     def _check_scope(self, what: str) -> None:
         scope = current.get()
-        if scope is None:
-            return
+        if scope is None or (scope.run is not None and scope.run.scope is scope):
+            return  # a run's own engine is no piece of work
         cut = scope.cause_of_cut()
         if cut is None and scope.at > _clock.now():
             return

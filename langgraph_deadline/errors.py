@@ -124,7 +124,7 @@ def plain(error: DeadlineExceeded) -> DeadlineExceeded:
 
 
 def _s(seconds: float | None) -> str:
-    return "?" if seconds is None else f"{seconds:.3g} s"
+    return "?" if seconds is None else f"{seconds:.3f}".rstrip("0").rstrip(".") + " s"
 
 
 _LIMIT = "Raise the limit in `Limits`, or give the graph a `fallback`"

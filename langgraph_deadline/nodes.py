@@ -327,8 +327,7 @@ class GuardedNode(Runnable[Any, Any]):
         self, run: Run, budget: StepBudget, config: RunnableConfig, kind: type[Any]
     ) -> Any:
         """Return the step of this execution, admitted or refused."""
-        grace = run.policy.cancel_grace
-        step = kind(run.scope, self.name, "node", superstep_of(config), grace)
+        step = kind(run.scope, self.name, "node", superstep_of(config), run.grace)
         if budget.seconds is not None and run.policy.enforce:
             step.tighten(budget.seconds)
         if run.channels is None:
@@ -341,8 +340,8 @@ class GuardedNode(Runnable[Any, Any]):
     def _open_instead(self, run: Run, config: RunnableConfig, kind: type[Any]) -> Any:
         """Return the step that uses `otherwise` in place of one that was cut."""
         writes_of(config).clear()
-        grace = run.policy.cancel_grace
-        step = kind(run.scope, self.name, "otherwise", superstep_of(config), grace)
+        superstep = superstep_of(config)
+        step = kind(run.scope, self.name, "otherwise", superstep, run.grace)
         step.cut = run.admit(step)
         return step
 
@@ -377,7 +376,7 @@ class GuardedNode(Runnable[Any, Any]):
         """Write, instead of what was cut, what is kept of it and the way to go on."""
         writes_of(config).clear()
         if verdict == "fail":
-            raise error or failure_of(step)
+            raise error or failure_of(run, step)
         if verdict == "raise":
             raise end_of(run, step)
         kept = value if self.name == START else result.kept()

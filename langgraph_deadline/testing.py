@@ -59,8 +59,9 @@ class _JumpingSelector(selectors.DefaultSelector):
         """Return what is ready, after moving the clock on instead of waiting."""
         if timeout is None:
             return super().select(None)
+        busy = _threads.busy()  # asked first: one that ends now has something to say
         ready = super().select(0)
-        if not ready and timeout > 0 and _threads.busy():
+        if not ready and timeout > 0 and busy:
             ready = super().select(_MOMENT)
         if not ready and timeout > 0:
             self.clock.advance(timeout)

@@ -546,7 +546,7 @@ def stepped(
 
 def limit(trial: Trial) -> float:
     """Return the limit of a step: short, in real time."""
-    return 0.25 if trial.real else 5.0
+    return 0.2 if trial.real else 5.0
 
 
 def on_input(state: State) -> State:

@@ -311,11 +311,11 @@ def test_c13_an_entrypoint_is_checked_like_a_graph() -> None:
     def flow(value: int) -> int:
         return value + 1
 
-    with pytest.raises(ValueError, match="^deadline "):
+    with pytest.raises(ValueError, match=r"^deadline "):
         with_deadline(flow, "soon")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="fallback names 'flwo'.*'flow'"):
+    with pytest.raises(ValueError, match=r"fallback names 'flwo'.*'flow'"):
         with_deadline(flow, 30, fallback="flwo")
-    with pytest.raises(ValueError, match="steps names 'flwo'.*'flow'"):
+    with pytest.raises(ValueError, match=r"steps names 'flwo'.*'flow'"):
         with_deadline(flow, DeadlinePolicy(steps={"flwo": 3}))
     assert with_deadline(flow, 30).invoke(1) == 2
 
@@ -585,18 +585,18 @@ NO_SECONDS: list[Any] = [math.nan, math.inf, True, "5", b"5", None, [5], 10**400
 def test_c13_a_verb_refuses_what_is_no_number_of_seconds(bad: Any) -> None:
     """When it is made, by the name of its own parameter."""
     for verb in (fail_after, move_on_after):
-        with pytest.raises(ValueError, match="^seconds "):
+        with pytest.raises(ValueError, match=r"^seconds "):
             verb(bad)
-    with pytest.raises(ValueError, match="^grace "):
+    with pytest.raises(ValueError, match=r"^grace "):
         shield(bad)
-    with fail_after(5), pytest.raises(ValueError, match="^needs "):
+    with fail_after(5), pytest.raises(ValueError, match=r"^needs "):
         check(bad)
 
 
 @pytest.mark.parametrize("bad", NO_SECONDS, ids=lambda bad: repr(bad)[:10])
 def test_c13_check_refuses_bad_input_also_without_a_deadline(bad: Any) -> None:
     """A mistake should not wait for the day on which there is one."""
-    with pytest.raises(ValueError, match="^needs "):
+    with pytest.raises(ValueError, match=r"^needs "):
         check(bad)
 
 

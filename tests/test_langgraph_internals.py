@@ -13,7 +13,7 @@ import operator
 from collections import deque
 from dataclasses import fields
 from types import FunctionType
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, ClassVar, TypedDict
 
 import pytest
 from langchain_core.runnables import RunnableConfig, RunnableLambda
@@ -613,7 +613,7 @@ def test_defaults_are_eight_values_in_this_order() -> None:
 class _Spying(CompiledStateGraph[Any, Any, Any, Any]):
     """Notes what `invoke` and `ainvoke` hand to the streams."""
 
-    given: Annotated[dict[str, Any], "what came"] = {}
+    given: ClassVar[dict[str, Any]] = {}
 
     def stream(self, *args: Any, mark: Any = None, **kwargs: Any) -> Any:
         self.given["sync"] = mark
@@ -732,7 +732,7 @@ def test_a_managed_value_is_got_from_the_scratchpad() -> None:
 def test_a_bubble_up_passes_retries_and_error_handlers() -> None:
     """A cut under `"raise"` leaves the task as if it had never run."""
 
-    class Cut(TimeoutError, GraphBubbleUp):
+    class CutError(TimeoutError, GraphBubbleUp):
         pass
 
     attempts: list[int] = []
@@ -740,7 +740,7 @@ def test_a_bubble_up_passes_retries_and_error_handlers() -> None:
 
     def work(state: State) -> State:
         attempts.append(1)
-        raise Cut
+        raise CutError
 
     def handler(state: State, error: Any = None) -> State:
         handled.append(1)
@@ -757,7 +757,7 @@ def test_a_bubble_up_passes_retries_and_error_handlers() -> None:
     saver = InMemorySaver()
     graph = builder.compile(checkpointer=saver)
     config: RunnableConfig = {"configurable": {"thread_id": "1"}}
-    with pytest.raises(Cut):
+    with pytest.raises(CutError):
         graph.invoke({}, config)
     assert attempts == [1], "a GraphBubbleUp is retried"
     assert handled == [], "a GraphBubbleUp reaches error handlers"

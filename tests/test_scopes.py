@@ -1,5 +1,7 @@
 """The verbs: trio's meaning of a deadline, CPython's way to cancel, as faults."""
 
+# ruff: noqa: PT012, SIM117 - what happens inside the blocks is what is looked at
+
 from __future__ import annotations
 
 import asyncio
@@ -720,7 +722,7 @@ def test_c3_a_block_that_never_awaits_is_late_all_the_same() -> None:
 # Errors.
 
 
-class Own(Exception):
+class OwnError(Exception):
     """An error of the user's."""
 
 
@@ -729,8 +731,8 @@ def test_an_error_passes_unchanged(verb: Any) -> None:
     """The same object, without a cause or a context added."""
 
     async def main() -> None:
-        error = Own()
-        with pytest.raises(Own) as caught, verb(1):
+        error = OwnError()
+        with pytest.raises(OwnError) as caught, verb(1):
             raise error
         assert caught.value is error
         assert error.__cause__ is None
@@ -743,9 +745,9 @@ def test_an_error_passes_unchanged(verb: Any) -> None:
 @verbs
 def test_an_error_after_the_limit_passes_too(verb: Any, clock: VirtualClock) -> None:
     """It says more than that the block was late."""
-    with pytest.raises(Own), verb(1):
+    with pytest.raises(OwnError), verb(1):
         clock.advance(2)
-        raise Own
+        raise OwnError
 
 
 @verbs
@@ -753,11 +755,11 @@ def test_an_error_in_the_clean_up_of_a_cut_passes(verb: Any) -> None:
     """And the cancellation that was asked for is taken back."""
 
     async def main() -> None:
-        with pytest.raises(Own), verb(1):
+        with pytest.raises(OwnError), verb(1):
             try:
                 await asyncio.sleep(10)
             finally:
-                raise Own
+                raise OwnError
         clean()
         await asyncio.sleep(1)
 
@@ -769,8 +771,8 @@ def test_an_error_is_not_kept_alive(verb: Any) -> None:
     """What a block raised is gone with its last reference, without the collector."""
 
     async def main() -> None:
-        with suppress(Own), verb(1):
-            error = Own()
+        with suppress(OwnError), verb(1):
+            error = OwnError()
             kept = weakref.ref(error)
             try:
                 raise error
@@ -1081,7 +1083,7 @@ def test_the_group_of_a_failed_child_cancels_through_a_block(verb: Any) -> None:
 
     async def child() -> None:
         await asyncio.sleep(1)
-        raise Own
+        raise OwnError
 
     async def main() -> None:
         with pytest.raises(ExceptionGroup):
@@ -1170,11 +1172,11 @@ def test_detach_leaves_every_deadline_and_comes_back() -> None:
 
     async def main() -> None:
         with fail_after(5), fail_after(3):
-            with suppress(Own), detach():
+            with suppress(OwnError), detach():
                 assert current_deadline() is None
                 assert remaining() == math.inf
                 check(1e9)
-                raise Own
+                raise OwnError
             assert remaining() == 3
         clean()
 
@@ -1445,15 +1447,15 @@ def test_an_error_leaves_a_critical_section_unchanged() -> None:
         try:
             with shield(2):
                 await asyncio.sleep(1.5)
-                raise Own
-        except Own as error:
+                raise OwnError
+        except OwnError as error:
             caught.append(error)
             raise
         return {}
 
     driven = drive(one(node, deadline=1), {}, "ainvoke", virtual=True)
     assert isinstance(driven.error, DeadlineExceeded)
-    assert [type(error) for error in caught] == [Own]
+    assert [type(error) for error in caught] == [OwnError]
     assert caught[0].__cause__ is None
 
 

@@ -165,10 +165,13 @@ def test_a_clock_of_ones_own_goes_on_from_run_to_run() -> None:
     assert clock.monotonic() == 75
 
 
-def test_two_new_clocks_start_at_the_same_time() -> None:
-    """Tests are the same on every day."""
-    assert VirtualClock().monotonic() == VirtualClock().monotonic()
-    assert VirtualClock().wall() == VirtualClock().wall()
+def test_a_new_clock_starts_at_the_same_instant_and_today() -> None:
+    """Deadlines are the same on every day; checkpoints carry the real date."""
+    first, second = VirtualClock(), VirtualClock()
+    assert first.monotonic() == second.monotonic()
+    assert abs(first.wall() - time.time()) < 60
+    first.advance(5)
+    assert second.monotonic() == first.monotonic() - 5
 
 
 def test_a_thread_is_given_a_moment_to_end() -> None:

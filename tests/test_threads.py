@@ -51,7 +51,7 @@ def run(pool: Pool, fn: Callable[[], Any]) -> Job:
     return job
 
 
-class Own(Exception):
+class OwnError(Exception):
     """An error of the user's."""
 
 
@@ -74,7 +74,9 @@ def test_a_job_hands_over_what_its_function_returns(pool: Pool) -> None:
     assert thread.name == NAME
 
 
-@pytest.mark.parametrize("kind", [Own, KeyboardInterrupt, SystemExit, GeneratorExit])
+@pytest.mark.parametrize(
+    "kind", [OwnError, KeyboardInterrupt, SystemExit, GeneratorExit]
+)
 def test_a_job_hands_over_what_its_function_raises(
     pool: Pool, kind: type[BaseException]
 ) -> None:
@@ -113,12 +115,12 @@ def test_an_error_is_no_reference_cycle(pool: Pool) -> None:
     """It goes with its last reference, without the collector."""
 
     def work() -> None:
-        raise Own
+        raise OwnError
 
     def take() -> weakref.ref[BaseException]:
         try:
             run(pool, work).take()
-        except Own as error:
+        except OwnError as error:
             return weakref.ref(error)
         pytest.fail("not reached")
 
@@ -287,13 +289,13 @@ def test_a_call_can_be_awaited(pool: Pool) -> None:
     """With the result or the error of the function."""
 
     def fails() -> None:
-        raise Own
+        raise OwnError
 
     async def main() -> None:
         context = contextvars.copy_context()
         unused: list[Job] = []
         assert await pool.call(context, lambda: 5, unused.append) == 5
-        with pytest.raises(Own):
+        with pytest.raises(OwnError):
             await pool.call(contextvars.copy_context(), fails, unused.append)
         assert unused == []
 
