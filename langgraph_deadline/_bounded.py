@@ -274,6 +274,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         )
         run.asked_budget = policy.seconds if own else None
         run.new_input = not _resumes(input, config)
+        run.one_superstep = START not in self.nodes
         if parent is not None and parent.run is not None:
             run.custom_stream = parent.run.custom_stream
             run.backlog = parent.run.backlog

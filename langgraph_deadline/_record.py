@@ -7,10 +7,11 @@ cut, and for a run whose budget is not the compiled one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import Cause
 
@@ -81,9 +82,25 @@ def load(value: Any) -> Record | None:
         return None
     known = {k: v for k, v in value.items() if k in Record.__dataclass_fields__}
     try:
-        return Record(**{**known, "cut": tuple(known.get("cut", ()))})
+        record = Record(**{**known, "cut": tuple(known.get("cut", ()))})
     except TypeError:
         return None
+    return record if _makes_sense(record) else None
+
+
+def _makes_sense(record: Record) -> bool:
+    times = (record.spent, record.since, record.started)
+    return (
+        record.outcome in get_args(Outcome)
+        and all(_is_time(value) for value in times)
+        and (record.budget is None or (_is_time(record.budget) and record.budget > 0))
+        and isinstance(record.sequence, int)
+    )
+
+
+def _is_time(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value >= 0
 
 
 def spent_before(

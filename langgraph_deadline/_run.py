@@ -93,6 +93,7 @@ class Run:
         "namespace",
         "new_input",
         "on_change",
+        "one_superstep",
         "phase",
         "policy",
         "reserve",
@@ -167,6 +168,7 @@ class Run:
         self.saver: Any = None
         self.namespace = ""
         self.deferring = False
+        self.one_superstep = False
         self.sequence = 0
 
         # A run inside a step uses the threads of the run around it.

@@ -126,12 +126,18 @@ def _saver_class(cls: type[Any]) -> type[Any]:
     @functools.wraps(cls.put)
     def put(self: Any, *args: Any, **kwargs: Any) -> Any:
         _check_may_write("checkpointer")
-        return _saved(cls.put(self, *args, **kwargs))
+        saved = _saved(cls.put(self, *args, **kwargs))
+        if (due := _early_record(args)) is not None:
+            cls.put_writes(self, *due)
+        return saved
 
     @functools.wraps(cls.aput)
     async def aput(self: Any, *args: Any, **kwargs: Any) -> Any:
         _check_may_write("checkpointer")
-        return _saved(await cls.aput(self, *args, **kwargs))
+        saved = _saved(await cls.aput(self, *args, **kwargs))
+        if (due := _early_record(args)) is not None:
+            await cls.aput_writes(self, *due)
+        return saved
 
     return _view_class(
         cls,
@@ -327,6 +333,22 @@ def _saved(config: RunnableConfig) -> RunnableConfig:
         run.saved_at = config
         run.sequence = 0
     return config
+
+
+def _early_record(put: tuple[Any, ...]) -> tuple[Any, list[Any], str] | None:
+    """Return what to store beside a run's input, if nothing else can keep its budget.
+
+    A functional graph has one superstep: the record that its entrypoint writes comes
+    at its end, too late for a run that is killed.
+    """
+    run = _engine_run()
+    _, _, metadata, _ = put
+    if run is None or not run.one_superstep or run.asked_budget is None:
+        return None
+    if metadata.get("source") != "input":
+        return None
+    began = run.started_wall
+    return record_writes(run, Record("running", 0.0, began, began, run.asked_budget))
 
 
 def record_writes(run: Run, record: Record) -> tuple[Any, list[Any], str] | None:

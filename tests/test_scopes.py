@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any, TypedDict
 
 import pytest
-from harness import ASYNC, SYNC, How, adrive, drive
+from harness import ALL, ASYNC, Driven, How, adrive, drive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langgraph.graph import START
@@ -25,6 +25,7 @@ from langgraph.graph import START
 from langgraph_deadline import (
     Deadline,
     DeadlineExceeded,
+    RunControl,
     StateGraph,
     _clock,
     check,
@@ -489,6 +490,23 @@ def test_check_of_an_outer_fail_after_is_an_error_in_an_inner_move_on_after() ->
             pytest.fail("not reached")
         assert not within.cancelled_caught
         clean()
+
+    run_virtual(main())
+
+
+def test_check_in_a_block_speaks_of_the_block() -> None:
+    """Outside of a run there is no run to name, and no fallback to give it."""
+
+    async def main() -> None:
+        with pytest.raises(DeadlineExceeded) as window, fail_after(1):
+            check(3)
+        with pytest.raises(DeadlineExceeded) as late, fail_after(-1):
+            check()
+        for caught in (window, late):
+            text = str(caught.value)
+            assert "the run" not in text, text
+            assert "fallback" not in text, text
+        assert "3 s" in str(window.value)
 
     run_virtual(main())
 
@@ -1383,12 +1401,19 @@ def test_a_critical_section_holds_only_its_own_branch(how: How) -> None:
     assert driven.elapsed == pytest.approx(1.2)
 
 
+def in_real_time(graph: Any, how: How, **options: Any) -> Driven:
+    """Drive a graph; async ways in a loop that refuses what is not thread-safe."""
+    if how in ASYNC:
+        return asyncio.run(adrive(graph, {}, how, **options), debug=True)
+    return drive(graph, {}, how, **options)
+
+
 @pytest.mark.realtime
-@pytest.mark.parametrize("how", SYNC)
+@pytest.mark.parametrize("how", ALL)
 def test_a_cut_waits_for_a_critical_section_of_a_sync_node(how: How) -> None:
     """A thread cannot be stopped, but it can be waited for."""
     log: list[str] = []
-    waited: list[BaseException] = []
+    raised: list[type[BaseException]] = []
 
     def node(state: State) -> State:
         try:
@@ -1396,20 +1421,84 @@ def test_a_cut_waits_for_a_critical_section_of_a_sync_node(how: How) -> None:
                 time.sleep(0.6)
                 log.append("committed")
             log.append("after")
-        except DeadlineExceeded as error:
-            waited.append(error)
+        except BaseException as error:
+            raised.append(type(error))
             raise
         return {}
 
-    driven = drive(one(node, deadline=0.3), {}, how)
+    driven = in_real_time(one(node, deadline=0.3), how)
     assert isinstance(driven.error, DeadlineExceeded)
     assert 0.55 <= driven.elapsed < 1.4
     assert log == ["committed"]
-    assert len(waited) == 1
+    assert len(raised) == 1
+    assert issubclass(raised[0], DeadlineExceeded)
 
 
 @pytest.mark.realtime
-@pytest.mark.parametrize("how", SYNC)
+@pytest.mark.parametrize("how", ASYNC)
+def test_a_cut_waits_for_a_critical_section_in_a_thread_of_an_async_node(
+    how: How,
+) -> None:
+    """`asyncio.to_thread` keeps the context, so that the node's step is held."""
+    log: list[str] = []
+    raised: list[type[BaseException]] = []
+
+    def commit() -> None:
+        try:
+            with shield(2):
+                time.sleep(0.6)
+                log.append("committed")
+        except BaseException as error:
+            raised.append(type(error))
+            raise
+
+    async def node(state: State) -> State:
+        await asyncio.to_thread(commit)
+        await asyncio.sleep(3)
+        return {}
+
+    driven = in_real_time(one(node, deadline=0.3), how)
+    assert isinstance(driven.error, DeadlineExceeded)
+    assert 0.55 <= driven.elapsed < 1.4
+    assert log == ["committed"]
+    assert [kind for kind in raised if not issubclass(kind, DeadlineExceeded)] == []
+
+
+@pytest.mark.realtime
+@pytest.mark.parametrize("how", ALL)
+def test_a_graph_called_in_a_sync_node_that_is_cut_returns_to_it(how: How) -> None:
+    """It ends by itself and hands over its state, in whatever thread it was called."""
+    ended = threading.Event()
+    returned: list[Any] = []
+
+    inner = StateGraph(State)
+    inner.add_node("first", lambda state: {"log": "first"})
+    inner.add_node("second", lambda state: time.sleep(1.5))
+    inner.add_edge(START, "first")
+    inner.add_edge("first", "second")
+    graph = inner.compile()
+
+    def node(state: State) -> State:
+        try:
+            returned.append(graph.invoke({}))
+        except BaseException as error:
+            returned.append(error)
+            raise
+        finally:
+            ended.set()
+        return {}
+
+    control = RunControl()
+    threading.Timer(0.3, control.cancel).start()
+    driven = in_real_time(one(node, deadline=30), how, control=control)
+    assert isinstance(driven.error, DeadlineExceeded)
+    assert driven.elapsed < 1.2
+    assert ended.wait(3)
+    assert returned == [{"log": "first"}]
+
+
+@pytest.mark.realtime
+@pytest.mark.parametrize("how", ALL)
 def test_a_cut_waits_at_most_the_grace_of_a_sync_critical_section(how: How) -> None:
     """Then the thread is given up, and is on the report."""
 
