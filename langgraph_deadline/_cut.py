@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import tasks as asyncio_tasks
+from contextlib import nullcontext
+from threading import Lock
 from typing import Any, Literal, Protocol
 
 from . import _clock
@@ -152,13 +154,14 @@ class Step(Scope):
 class SyncStep(Step):
     """A step whose body runs in a thread, with a guard waiting for it in another."""
 
-    __slots__ = ("bell",)
+    __slots__ = ("bell", "writing")
 
     def __init__(
         self, parent: Scope, name: str, kind: Kind, superstep: int, grace: float
     ) -> None:
         super().__init__(parent, name, kind, superstep, grace)
         self.bell = Bell()
+        self.writing = Lock()
 
     def patience(self) -> float:
         """Return how long the step may resist: a thread is given up at once.
@@ -178,6 +181,9 @@ class SyncStep(Step):
         self.bell.ring()
 
 
+_NOTHING_TO_WAIT_FOR = nullcontext()
+"""Async steps write in their run's loop, where nothing comes in between."""
+
 _FOR_NESTED = 0.9
 """Share of the grace that runs inside a step have to end by themselves."""
 
@@ -187,12 +193,13 @@ _PASSES = 20
 class AsyncStep(Step):
     """A step whose body is a task, with a guard waiting for it in another."""
 
-    __slots__ = ("asked", "settled", "task", "timer")
+    __slots__ = ("asked", "settled", "task", "timer", "writing")
 
     def __init__(
         self, parent: Scope, name: str, kind: Kind, superstep: int, grace: float
     ) -> None:
         super().__init__(parent, name, kind, superstep, grace)
+        self.writing = _NOTHING_TO_WAIT_FOR
         self.asked = False
         self.task: asyncio.Task[Any] | None = None
         self.settled: asyncio.Future[None] | None = None

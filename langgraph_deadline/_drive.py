@@ -248,6 +248,7 @@ class _Engine:
             await self._settled
         except asyncio.CancelledError as cancelled:
             run.close()
+            run.disarm()  # from here on it is the engine that is waited for
             task.cancel(*cancelled.args)
             await self._join(task)
             raise

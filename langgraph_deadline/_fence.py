@@ -30,7 +30,7 @@ def fenced(run: Run, step: Step, config: RunnableConfig) -> RunnableConfig:
     conf = config[CONF]
     changed: dict[str, Any] = {
         **conf,
-        CONFIG_KEY_SEND: _fenced(step, conf[CONFIG_KEY_SEND]),
+        CONFIG_KEY_SEND: _fenced_send(step, conf[CONFIG_KEY_SEND]),
     }
     if (call := conf.get(CONFIG_KEY_CALL)) is not None:
         changed[CONFIG_KEY_CALL] = functools.partial(call_guarded, call, run, step)
@@ -43,6 +43,17 @@ def fenced(run: Run, step: Step, config: RunnableConfig) -> RunnableConfig:
         changed[CONFIG_KEY_RUNTIME] = runtime.override(stream_writer=writer)
     copied: RunnableConfig = {**config, CONF: changed}  # type: ignore[misc]
     return copied
+
+
+def _fenced_send(step: Any, send: Callable[[Any], None]) -> Callable[[Any], None]:
+    writing = step.writing
+
+    def fenced_send(writes: Any) -> None:
+        with writing:
+            if step.cause_of_cut() is None:
+                send(writes)
+
+    return fenced_send
 
 
 def _fenced(

@@ -30,7 +30,15 @@ def context_for(step: Step) -> Context:
 
 
 def _expire(run: Run, step: Step) -> None:
-    """Cut what ran out of time: the step by its own limit, or the whole run."""
+    """Cut what ran out of time: the step by its own limit, or the whole run.
+
+    What encloses the run comes first: it may be the reason, and knows the cause.
+    """
+    around = run.scope.parent.step if run.scope.parent is not None else None
+    if around is not None and around.cut is None and around.at <= _clock.now():
+        _expire(around.run, around)
+    if step.cut is not None:
+        return
     if step.binding is step:
         step.stop("step")
     elif run.phase == "working":

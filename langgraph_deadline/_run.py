@@ -20,7 +20,7 @@ from ._backlog import Backlog
 from ._cut import AsyncStep, Step, disown
 from ._record import Record
 from ._scope import Scope, current
-from ._threads import Job, Pool
+from ._threads import Job, Pool, forget
 from .errors import Cause, DeadlineExceeded, RunCut
 from .policy import DeadlinePolicy
 from .report import RunReport, StepReport, Straggler, collectors
@@ -306,6 +306,7 @@ class Run:
         straggler.runs_since(_clock.now() - step.overrun())
         self.stragglers.append(straggler)
         if isinstance(work, Job):
+            forget(work)
             work.when_late(straggler.ended)
         else:
             disown(work, straggler)

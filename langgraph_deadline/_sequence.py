@@ -54,6 +54,12 @@ class Result:
         self.value: Any = MISSING
         self.at = 0.0
 
+    def start(self) -> None:
+        """Refuse to begin what has been cut meanwhile."""
+        if (cause := self.step.cause_of_cut()) is not None:
+            run: Run = self.step.run
+            raise run.error(step=self.step.name, cause=cause)
+
     def passed(self, index: int, last: int, value: Any) -> None:
         """Note the end of part `index`; stop if the step has been cut meanwhile."""
         if index == last:
@@ -61,9 +67,7 @@ class Result:
             self.at = _clock.now()
             # Past its time, and nobody could cut it: it kept the event loop busy.
             self.step.late = self.step.cut is None and self.at > self.step.at + _LATE
-        if (cause := self.step.cause_of_cut()) is not None:
-            run: Run = self.step.run
-            raise run.error(step=self.step.name, cause=cause)
+        self.start()
 
     def kept(self) -> Any:
         """Return the value, if it came before the cut or within its grace."""
@@ -177,6 +181,16 @@ def with_handler(config: RunnableConfig) -> RunnableConfig:
     return {**config, "callbacks": [ATTACHED, *(callbacks or ())]}
 
 
+def instead_of(
+    like: Any, node: PregelNode, body: Runnable[Any, Any], *, unblocked: bool
+) -> Parts:
+    """Return the parts of `node` with another `body`; `unblocked` for async runs."""
+    if not unblocked:
+        return Parts(like, body, node.flat_writers)
+    writers = [_unblocked_writer(writer) for writer in node.flat_writers]
+    return Parts(like, _unblocked(body), writers)
+
+
 def _flat(body: Any) -> list[Any]:
     """Return the steps of a sequence, which LangGraph takes apart; else the body."""
     return body.steps if isinstance(body, (RunnableSequence, RunnableSeq)) else [body]
@@ -184,13 +198,12 @@ def _flat(body: Any) -> list[Any]:
 
 def parts_of(like: Any, node: PregelNode, adopt: Callable[[Any], Any]) -> Parts:
     """Return the parts of `node` for sync runs."""
-    return Parts(like, adopt(node.bound), node.flat_writers)
+    return instead_of(like, node, adopt(node.bound), unblocked=False)
 
 
 def async_parts_of(like: Any, node: PregelNode, adopt: Callable[[Any], Any]) -> Parts:
     """Return the parts of `node` for async runs: blocking code gets a thread of ours."""
-    writers = [_unblocked_writer(writer) for writer in node.flat_writers]
-    return Parts(like, _unblocked(adopt(node.bound)), writers)
+    return instead_of(like, node, adopt(node.bound), unblocked=True)
 
 
 def _unblocked(part: Any) -> Any:

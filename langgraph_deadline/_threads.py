@@ -25,6 +25,11 @@ def busy() -> bool:
     return bool(_at_work)
 
 
+def forget(job: Job) -> None:
+    """Count a job that was given up as at work no more."""
+    _at_work.discard(job)
+
+
 class Job:
     """One call in a pool's thread."""
 

@@ -28,7 +28,11 @@ def caught(run: Run, step: Step, error: DeadlineExceeded) -> DeadlineExceeded | 
     """
     if isinstance(error, NoTimeToRetry):
         return plain(error)
-    if isinstance(error, RunCut) and run.phase == "working":
+    if isinstance(error, RunCut) and step.binding is step and step.at <= _clock.now():
+        step.cut = (
+            step.cut or "step"
+        )  # told by a run inside, but it is the step's limit
+    if isinstance(error, RunCut) and run.phase == "working" and step.cut != "step":
         run.cut(error.cause, step.name)
     if step.cut is None and not isinstance(error, RunCut):
         return error

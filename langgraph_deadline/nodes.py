@@ -38,7 +38,7 @@ from ._notes import cut_record, running_record
 from ._record import RECORD_KEY
 from ._run import Run, run_here
 from ._scope import remaining
-from ._sequence import Parts, Result, async_parts_of, parts_of
+from ._sequence import Parts, Result, async_parts_of, instead_of, parts_of
 from ._tasks import ONE_ATTEMPT
 from ._verdict import Verdict, caught, check_retry, decide, end_of, failure_of
 from .errors import DeadlineExceeded
@@ -145,13 +145,13 @@ class GuardedNode(Runnable[Any, Any]):
         """Whether nothing but the engine's own code is run (START, without a branch)."""
         return isinstance(self._plain, ChannelWrite)
 
-    def _otherwise(self, budget: StepBudget) -> Parts:
+    def _otherwise(self, budget: StepBudget, *, unblocked: bool) -> Parts:
         value = budget.otherwise
         body = (
             value if isinstance(value, Runnable) or callable(value) else lambda _: value
         )
         runnable = as_runnable(body, self.name)
-        return Parts(self._plain, runnable, self._node.flat_writers)
+        return instead_of(self._plain, self._node, runnable, unblocked=unblocked)
 
     # Entry points, called by the engine.
 
@@ -241,7 +241,10 @@ class GuardedNode(Runnable[Any, Any]):
             step = self._open_instead(run, config, SyncStep)
             result = Result(step)
             body = functools.partial(
-                self._otherwise(budget).invoke, value, fenced(run, step, config), result
+                self._otherwise(budget, unblocked=False).invoke,
+                value,
+                fenced(run, step, config),
+                result,
             )
             verdict, out = self._once(run, step, _NO_LIMIT, body)
         if verdict is None:
@@ -292,7 +295,7 @@ class GuardedNode(Runnable[Any, Any]):
             step = self._open_instead(run, config, AsyncStep)
             result = Result(step)
             body = functools.partial(
-                self._otherwise(budget).ainvoke,
+                self._otherwise(budget, unblocked=True).ainvoke,
                 value,
                 fenced(run, step, config),
                 result,
@@ -374,7 +377,8 @@ class GuardedNode(Runnable[Any, Any]):
         error: DeadlineExceeded | None,
     ) -> Any:
         """Write, instead of what was cut, what is kept of it and the way to go on."""
-        writes_of(config).clear()
+        with step.writing:  # a straggler that is just writing finishes, then never more
+            writes_of(config).clear()
         if verdict == "fail":
             raise error or failure_of(run, step)
         if verdict == "raise":
@@ -463,6 +467,7 @@ class _Attempt:
         self._stream = stream
 
     def invoke(self, value: Any, config: RunnableConfig) -> Any:
+        self._result.start()
         self._writes.clear()
         try:
             return self._parts.invoke(value, config, self._result)
@@ -471,6 +476,7 @@ class _Attempt:
             raise
 
     async def ainvoke(self, value: Any, config: RunnableConfig) -> Any:
+        self._result.start()
         self._writes.clear()
         try:
             if self._stream:

@@ -41,7 +41,7 @@ def printed(notebook: Any) -> str:
 
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the name of a kernel of the running interpreter, with no one's settings."""
+    """Return the name of a kernel of this interpreter, with no one's settings."""
     write_kernel_spec(tmp_path / "share" / "kernels" / KERNEL)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))

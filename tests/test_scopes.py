@@ -1466,8 +1466,8 @@ def test_a_cut_waits_for_a_critical_section_in_a_thread_of_an_async_node(
 
 @pytest.mark.realtime
 @pytest.mark.parametrize("how", ALL)
-def test_a_graph_called_in_a_sync_node_that_is_cut_returns_to_it(how: How) -> None:
-    """It ends by itself and hands over its state, in whatever thread it was called."""
+def test_a_graph_called_in_a_sync_node_that_is_cut_ends_in_our_words(how: How) -> None:
+    """It hands over its state or says that it was cut, in whatever thread it is."""
     ended = threading.Event()
     returned: list[Any] = []
 
@@ -1494,7 +1494,8 @@ def test_a_graph_called_in_a_sync_node_that_is_cut_returns_to_it(how: How) -> No
     assert isinstance(driven.error, DeadlineExceeded)
     assert driven.elapsed < 1.2
     assert ended.wait(3)
-    assert returned == [{"log": "first"}]
+    (outcome,) = returned
+    assert outcome == {"log": "first"} or isinstance(outcome, DeadlineExceeded)
 
 
 @pytest.mark.realtime
