@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing as _closing
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, Generic
 
 from langchain_core.callbacks import BaseCallbackManager, CallbackManager
 from langchain_core.runnables import RunnableConfig
@@ -17,6 +17,7 @@ from langgraph.constants import START
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel import Pregel
 from langgraph.types import Command
+from langgraph.typing import ContextT, InputT, OutputT, StateT
 
 from ._backlog import Backlog
 from ._channels import closable
@@ -75,7 +76,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
     # Entry points. Those that are not here (batch, abatch, stream_events,
     # astream_events) are LangGraph's and LangChain's and come through these.
 
-    def invoke(  # type: ignore[override]
+    def invoke(
         self,
         input: Any,
         config: RunnableConfig | None = None,
@@ -99,7 +100,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         with _attached(run, control):
             return drive_sync(run, call, partial(self._late, kwargs))
 
-    async def ainvoke(  # type: ignore[override]
+    async def ainvoke(
         self,
         input: Any,
         config: RunnableConfig | None = None,
@@ -123,7 +124,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         with _attached(run, control):
             return await drive_async(run, call, partial(self._late, kwargs))
 
-    def stream(  # type: ignore[override]
+    def stream(
         self,
         input: Any,
         config: RunnableConfig | None = None,
@@ -165,7 +166,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         with _attached(run, control):
             yield from drive_stream(run, make, partial(self._late_items, kwargs))
 
-    def astream(  # type: ignore[override]
+    def astream(
         self,
         input: Any,
         config: RunnableConfig | None = None,
@@ -193,7 +194,9 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
     ) -> AsyncIterator[Any]:
         run = self._begin(input, config, deadline, control)
         if run is None:
-            plain_stream = super().astream(input, config, control=control, **kwargs)
+            plain_stream: Any = super().astream(
+                input, config, control=control, **kwargs
+            )
             async with _closing(plain_stream):
                 async for item in plain_stream:
                     yield item
@@ -208,7 +211,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
             **kwargs,
         )
         with _attached(run, control):
-            stream = drive_astream(run, make, partial(self._late_items, kwargs))
+            stream: Any = drive_astream(run, make, partial(self._late_items, kwargs))
             async with _closing(stream):
                 async for item in stream:
                     yield item
@@ -328,8 +331,8 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
             if ATTACHED not in callbacks.handlers:
                 callbacks.handlers.insert(0, ATTACHED)
         else:
-            given = list(callbacks or ())
-            callbacks = CallbackManager([ATTACHED, *given], given)
+            listed = list(callbacks or ())
+            callbacks = CallbackManager([ATTACHED, *listed], listed)
         return {**(config or {}), "callbacks": callbacks}
 
     def _late(self, kwargs: Mapping[str, Any], run: Run) -> Any:
@@ -360,7 +363,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
             part = ((), *part) if isinstance(part, tuple) else ((), part)
         return LateItems([part])
 
-    def _defaults(self, config: RunnableConfig, **kwargs: Any) -> Any:  # type: ignore[override]
+    def _defaults(self, config: RunnableConfig, **kwargs: Any) -> Any:
         """Have a bounded run's engine use views that stragglers cannot write to."""
         modes, keys, before, after, saver, store, cache, durability = super()._defaults(
             config, **kwargs
@@ -509,7 +512,25 @@ def _guarded(graph: Any) -> dict[str, Any]:
     }
 
 
-_classes: dict[type[Any], type[Any]] = {Pregel: BoundedGraph}
+class BoundedStateGraph(
+    BoundedGraph,
+    CompiledStateGraph[StateT, ContextT, InputT, OutputT],
+    Generic[StateT, ContextT, InputT, OutputT],
+):
+    """A compiled `StateGraph` whose entry points take a `deadline`."""
+
+
+def _named_like(cls: type[Any], original: type[Any]) -> type[Any]:
+    """Give `cls` the name that people, drawings and serializers know."""
+    cls.__name__, cls.__qualname__ = original.__name__, original.__qualname__
+    cls.__module__ = original.__module__
+    return cls
+
+
+_classes: dict[type[Any], type[Any]] = {
+    Pregel: _named_like(BoundedGraph, Pregel),
+    CompiledStateGraph: _named_like(BoundedStateGraph, CompiledStateGraph),
+}
 
 
 def _bounded_class(cls: type[Any]) -> type[Any]:
@@ -518,13 +539,6 @@ def _bounded_class(cls: type[Any]) -> type[Any]:
         return cls
     found = _classes.get(cls)
     if found is None:
-        found = _classes[cls] = type(
-            cls.__name__,
-            (BoundedGraph, cls),
-            # Under the name that people, drawings and serializers know.
-            {"__module__": cls.__module__, "__qualname__": cls.__qualname__},
-        )
+        found = type(cls.__name__, (BoundedGraph, cls), {})
+        _classes[cls] = _named_like(found, cls)
     return found
-
-
-BoundedStateGraph = _bounded_class(CompiledStateGraph)

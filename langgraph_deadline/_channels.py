@@ -13,7 +13,7 @@ What carries control flow between supersteps (triggers, barriers, deferred nodes
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langgraph.channels import (
     BaseChannel,
@@ -42,7 +42,12 @@ class _Closing:
 
     __slots__ = ()
 
-    closing: bool
+    if TYPE_CHECKING:  # a slot of each subclass: two bases with slots do not mix
+
+        @property
+        def closing(self) -> bool: ...
+        @closing.setter
+        def closing(self, value: bool) -> None: ...
 
     def _empty(self) -> bool:
         """Empty the channel; return whether there was something in it."""

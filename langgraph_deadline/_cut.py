@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import tasks as asyncio_tasks
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
 from typing import Any, Literal, Protocol
 
@@ -20,6 +20,10 @@ from .errors import Cause, DeadlineExceeded, RunCut
 from .report import Straggler
 
 Kind = Literal["node", "task", "otherwise", "fallback"]
+
+
+_NOTHING_TO_WAIT_FOR = nullcontext()
+"""Async steps write in their run's loop, where nothing comes in between."""
 
 
 class Cuttable(Protocol):
@@ -45,6 +49,7 @@ class Step(Scope):
         "name",
         "nested",
         "superstep",
+        "writing",
     )
 
     def __init__(
@@ -66,6 +71,7 @@ class Step(Scope):
         self.late = False
         # Lists are made when first needed: most steps never need them.
         self.holds: list[float] | None = None
+        self.writing: AbstractContextManager[Any] = _NOTHING_TO_WAIT_FOR
         self.nested: list[Cuttable] | None = None
 
     @property
@@ -154,7 +160,7 @@ class Step(Scope):
 class SyncStep(Step):
     """A step whose body runs in a thread, with a guard waiting for it in another."""
 
-    __slots__ = ("bell", "writing")
+    __slots__ = ("bell",)
 
     def __init__(
         self, parent: Scope, name: str, kind: Kind, superstep: int, grace: float
@@ -181,9 +187,6 @@ class SyncStep(Step):
         self.bell.ring()
 
 
-_NOTHING_TO_WAIT_FOR = nullcontext()
-"""Async steps write in their run's loop, where nothing comes in between."""
-
 _FOR_NESTED = 0.9
 """Share of the grace that runs inside a step have to end by themselves."""
 
@@ -193,13 +196,12 @@ _PASSES = 20
 class AsyncStep(Step):
     """A step whose body is a task, with a guard waiting for it in another."""
 
-    __slots__ = ("asked", "settled", "task", "timer", "writing")
+    __slots__ = ("asked", "settled", "task", "timer")
 
     def __init__(
         self, parent: Scope, name: str, kind: Kind, superstep: int, grace: float
     ) -> None:
         super().__init__(parent, name, kind, superstep, grace)
-        self.writing = _NOTHING_TO_WAIT_FOR
         self.asked = False
         self.task: asyncio.Task[Any] | None = None
         self.settled: asyncio.Future[None] | None = None
@@ -296,4 +298,4 @@ def disown(task: asyncio.Task[Any], straggler: Straggler) -> None:
 
     _given_up.add(task)
     task.add_done_callback(ended)
-    asyncio_tasks._unregister_task(task)  # pyright: ignore  # noqa: SLF001
+    asyncio_tasks._unregister_task(task)  # noqa: SLF001

@@ -41,7 +41,7 @@ def fenced(run: Run, step: Step, config: RunnableConfig) -> RunnableConfig:
         runtime = conf[CONFIG_KEY_RUNTIME]
         writer = _fenced(step, runtime.stream_writer, run.backlog)
         changed[CONFIG_KEY_RUNTIME] = runtime.override(stream_writer=writer)
-    copied: RunnableConfig = {**config, CONF: changed}  # type: ignore[misc]
+    copied: RunnableConfig = {**config, CONF: changed}
     return copied
 
 

@@ -1,10 +1,10 @@
-"""One run: its deadline, its phases, and the steps it is executing.
+r"""One run: its deadline, its phases, and the steps it is executing.
 
 A run works until its work deadline. Then it is cut: what it is doing is stopped, and,
 where there is a fallback, that alone goes on until the deadline.
 
     working --cut--> falling back --deadline--> over
-       \\______________cut, no fallback_________/
+       \______________cut, no fallback_________/
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ._scope import Scope, current
 from ._threads import Job, Pool, forget
 from .errors import Cause, DeadlineExceeded, RunCut
 from .policy import DeadlinePolicy
-from .report import RunReport, StepReport, Straggler, collectors
+from .report import Outcome, RunReport, StepReport, Straggler, collectors
 
 logger = logging.getLogger("langgraph_deadline")
 
@@ -468,7 +468,7 @@ class Run:
 
     # The end.
 
-    def outcome(self, error: BaseException | None) -> str:
+    def outcome(self, error: BaseException | None) -> Outcome:
         """Return how the run ended, for its report."""
         if self.cause is not None and self.touched:
             if self.cause == "cancelled":
@@ -502,7 +502,7 @@ class Run:
         if outcome == "deadline" and cause is None:
             cause = error.cause if isinstance(error, DeadlineExceeded) else "deadline"
         return RunReport(
-            outcome=outcome,  # pyright: ignore[reportArgumentType]
+            outcome=outcome,
             cause=cause,
             budget=self.budget,
             reserve=self.reserve,

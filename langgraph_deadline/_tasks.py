@@ -52,19 +52,20 @@ def call_guarded(
 
 def _guarded(run: Run, caller: Step, body: _Body) -> Callable[..., Any]:
     """Return a function that runs `body` under a guard, with the signature of its own."""
-    grace = run.policy.cancel_grace
+    grace = run.grace
+    around = caller.parent or run.scope
     if isinstance(caller, AsyncStep):
 
         @functools.wraps(body.func)
         async def atask(*args: Any, **kwargs: Any) -> Any:
-            step = AsyncStep(caller.parent, body.name, "task", caller.superstep, grace)
+            step = AsyncStep(around, body.name, "task", caller.superstep, grace)
             return await _run_async(run, step, body, args, kwargs)
 
         return atask
 
     @functools.wraps(body.func)
     def task(*args: Any, **kwargs: Any) -> Any:
-        step = SyncStep(caller.parent, body.name, "task", caller.superstep, grace)
+        step = SyncStep(around, body.name, "task", caller.superstep, grace)
         return _run_sync(run, step, body, args, kwargs)
 
     return task

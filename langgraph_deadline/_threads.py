@@ -8,6 +8,7 @@ it holds up neither `asyncio.run` nor the exit of the interpreter.
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable
 from contextvars import Context
@@ -181,7 +182,8 @@ class Bell:
 
     def __init__(self) -> None:
         self._rings: SimpleQueue[None] = SimpleQueue()
-        self.ring: Callable[[], None] = lambda put=self._rings.put: put(None)
+        # No Python code of ours runs at a ring: it may come from any thread.
+        self.ring: Callable[[], None] = functools.partial(self._rings.put, None)
 
     def wait(self, seconds: float | None) -> bool:
         """Wait for a ring, at most `seconds`; return whether there was one."""

@@ -8,7 +8,7 @@ from langgraph.graph import StateGraph as LangGraphStateGraph
 from langgraph.pregel import Pregel
 from langgraph.typing import ContextT, InputT, OutputT, StateT
 
-from ._bounded import Budget, bounded
+from ._bounded import BoundedStateGraph, Budget, bounded
 from ._fallback import Fallback, fallback_name, with_node
 from .policy import coerce
 
@@ -18,14 +18,14 @@ G = TypeVar("G", bound=Pregel[Any, Any, Any, Any])
 class StateGraph(LangGraphStateGraph[StateT, ContextT, InputT, OutputT]):
     """LangGraph's `StateGraph`, whose compiled graphs can have a deadline."""
 
-    def compile(  # type: ignore[override]
+    def compile(
         self,
         checkpointer: Any = None,
         *,
         deadline: Budget | None = None,
         fallback: Fallback | None = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> BoundedStateGraph[StateT, ContextT, InputT, OutputT]:
         """Compile the graph, with a budget for each of its runs.
 
         Args:
@@ -34,6 +34,7 @@ class StateGraph(LangGraphStateGraph[StateT, ContextT, InputT, OutputT]):
                 for none, then each call may have its own.
             fallback: What answers when time is up: a node's name, or a callable or
                 Runnable, which becomes a node.
+            **kwargs: LangGraph's other arguments.
 
         Raises:
             ValueError: If `deadline` or `fallback` cannot be used; names the argument.
@@ -46,7 +47,9 @@ class StateGraph(LangGraphStateGraph[StateT, ContextT, InputT, OutputT]):
                 builder = with_node(self, name, fallback)
             fallback = name
         compiled = LangGraphStateGraph.compile(builder, checkpointer, **kwargs)
-        return bounded(compiled, policy, fallback)
+        graph: BoundedStateGraph[StateT, ContextT, InputT, OutputT]
+        graph = bounded(compiled, policy, fallback)
+        return graph
 
 
 def with_deadline(

@@ -12,6 +12,9 @@ from pydantic import BaseModel, Field, PrivateAttr, computed_field
 from . import _clock
 from .errors import Cause
 
+Outcome = Literal["completed", "deadline", "cancelled", "limit", "error"]
+"""How a run ended."""
+
 
 class StepReport(BaseModel):
     """One step of a run; times are seconds since the run started."""
@@ -66,7 +69,7 @@ class Straggler(BaseModel):
 class RunReport(BaseModel):
     """How one run ended and where its time went."""
 
-    outcome: Literal["completed", "deadline", "cancelled", "limit", "error"]
+    outcome: Outcome
     cause: Cause | None = None
     budget: float | None = None
     """What the run was allowed to take (in seconds)."""
