@@ -4,6 +4,9 @@ LangGraph's own queue has no bound. It goes on between supersteps only when it i
 for more, but within one a node may write a million chunks for a reader that takes one.
 """
 
+# LangChain declares properties where plain attributes do.
+# pyright: reportIncompatibleMethodOverride=false, reportAssignmentType=false
+
 from __future__ import annotations
 
 import asyncio

@@ -35,7 +35,7 @@ from ._scope import Scope, current
 from ._views import cache_view, saver_view, store_view
 from .callbacks import ATTACHED
 from .control import RunControl
-from .deadline import WIRE_KEY, Deadline, from_wire
+from .deadline import WIRE_KEY, Deadline, from_wire, instant_of
 from .errors import plain
 from .nodes import DeadlineNode
 from .policy import DeadlinePolicy, check_names, coerce
@@ -237,11 +237,13 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
             if asked is not None:
                 _checked(asked, self.deadline_fallback, self, "deadline: ")
             return asked, True
-        settings = {name: getattr(compiled, name) for name in compiled.model_fields_set}
-        return DeadlinePolicy(**{**settings, "seconds": asked.seconds}), True
+        given = compiled.model_fields_set
+        settings: dict[str, Any] = {name: getattr(compiled, name) for name in given}
+        settings["seconds"] = asked.seconds
+        return DeadlinePolicy(**settings), True
 
     def _wire(self, config: RunnableConfig | None) -> Deadline | None:
-        """Return the deadline that came with the config, for a graph that is no node."""
+        """Return the deadline that came with the config of a graph that is no node."""
         if is_task(config):
             return None
         confs = [(c or {}).get(CONF) or {} for c in (config, self.config)]
@@ -263,7 +265,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
             if parent is not None and parent.run is not None:
                 return self._begin_nested(parent) if parent.run.guarded else None
         if wire is not None:
-            parent = Scope(parent, wire._at)  # noqa: SLF001
+            parent = Scope(parent, instant_of(wire))
         policy = policy or DeadlinePolicy()
         run = Run(
             policy,
@@ -331,7 +333,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
             if ATTACHED not in callbacks.handlers:
                 callbacks.handlers.insert(0, ATTACHED)
         else:
-            listed = list(callbacks or ())
+            listed: list[Any] = list(callbacks or ())
             callbacks = CallbackManager([ATTACHED, *listed], listed)
         return {**(config or {}), "callbacks": callbacks}
 
@@ -418,7 +420,7 @@ def _resumes(input: Any, config: RunnableConfig | None) -> bool:
 def _prepare_stream(
     run: Run, kwargs: Mapping[str, Any], config: RunnableConfig | None
 ) -> None:
-    """Have a stream's chunks fenced where nodes write them, and their number bounded."""
+    """Have a stream's chunks fenced where nodes write them, and bound their number."""
     modes = kwargs.get("stream_mode") or ()
     listed = (modes,) if isinstance(modes, str) else tuple(modes)
     nested = CONFIG_KEY_STREAM in ((config or {}).get(CONF) or {})

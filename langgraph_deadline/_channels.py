@@ -1,7 +1,7 @@
 """Control channels that can be emptied, so that a cut leaves no edge half fired.
 
-What carries control flow between supersteps (triggers, barriers, deferred nodes, pending
-`Send`s) is replaced by a subclass with two additions:
+What carries control flow between supersteps (triggers, barriers, deferred nodes,
+pending `Send`s) is replaced by a subclass with two additions:
 
 * `closing`: what is written in this superstep is dropped, and so is what was there. Set
   on the run's own channels by the first step that was cut, for everything but the
@@ -9,6 +9,9 @@ What carries control flow between supersteps (triggers, barriers, deferred nodes
 * the `CLEAR` value: empties the channel before the other values of the same superstep
   are applied. Nothing else makes the engine touch a half-filled barrier.
 """
+
+# Slots, which pyright takes for overrides of the property.
+# pyright: reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
 
@@ -238,7 +241,7 @@ class RecordChannel(BaseChannel[Any, Any, Any]):
 
 
 def closable(channels: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `channels` with those for control flow replaced, and the record's added."""
+    """Return `channels` with those for control flow replaced, and the record's."""
     replaced = {name: _closable(name, channel) for name, channel in channels.items()}
     replaced[RECORD_KEY] = RecordChannel()
     return replaced

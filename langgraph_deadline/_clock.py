@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -27,7 +27,7 @@ wall: Callable[[], float] = time.time
 
 
 @contextmanager
-def use(clock: Clock) -> Iterator[None]:
+def use(clock: Clock) -> Generator[None]:
     """Read `clock` instead of the system's clocks inside the block."""
     global now, wall
     before = now, wall

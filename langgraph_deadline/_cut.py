@@ -172,8 +172,8 @@ class SyncStep(Step):
     def patience(self) -> float:
         """Return how long the step may resist: a thread is given up at once.
 
-        Except for critical sections, for runs inside it, which have been told to end and
-        hand over what they have, and where it was cut before its time.
+        Except for critical sections, for runs inside it, which have been told to end
+        and hand over what they have, and where it was cut before its time.
         """
         # A step that still had time is cut for the sake of another one: it may end.
         early = self.cut not in (None, "cancelled") and self.cut_at < self.at
@@ -258,7 +258,7 @@ class AsyncStep(Step):
             self.later(patience, self._give_up)
 
     def _give_up(self, passes: int = _PASSES) -> None:
-        """Wait no longer; work that is about to end gets some passes of the loop for it.
+        """Wait no longer; work that is about to end gets some passes of the loop.
 
         A loop that was blocked has everything to do at once, this timer included.
         """
@@ -268,7 +268,7 @@ class AsyncStep(Step):
             self.settle()
 
     def cancel_once(self, *reason: Any) -> None:
-        """Cancel the task, unless that has been done: twice would break its clean-up."""
+        """Cancel the task, unless that has been done: twice breaks its clean-up."""
         if not self.asked and self.task is not None:
             self.asked = True
             self.task.cancel(*reason)

@@ -98,7 +98,7 @@ def drive_stream(
 
 
 def _finish_stream(run: Run, context: Context, stream: Any) -> None:
-    """Close the engine's stream and keep the record, without waiting for a stuck one."""
+    """Close the engine's stream and keep the record; a stuck one is left behind."""
 
     def close() -> None:
         try:
@@ -119,7 +119,7 @@ def _finish_stream(run: Run, context: Context, stream: Any) -> None:
 
 
 def _take(run: Run, context: Context, call: Callable[[], Any], late: Late) -> Any:
-    """Return what `call` returns in the engine's thread, or what is said of a late run."""
+    """Return what `call` returns in the engine's thread, or how a late run ends."""
     bell = Bell()
     run.on_change = bell.ring
     job = run.pool().start(context, call, bell.ring)

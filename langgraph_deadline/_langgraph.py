@@ -3,6 +3,8 @@
 `tests/test_langgraph_internals.py` fails when one of them moves.
 """
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections import deque
@@ -32,7 +34,7 @@ from langgraph._internal._constants import (
 from langgraph._internal._runnable import (
     RunnableCallable,
     RunnableSeq,
-    _set_config_context,  # pyright: ignore[reportPrivateUsage]
+    _set_config_context,
     coerce_to_runnable,
     is_async_callable,
     set_config_context,
@@ -46,7 +48,7 @@ from langgraph.pregel._draw import add_edge, draw_graph
 from langgraph.pregel._io import read_channels
 from langgraph.pregel._read import PregelNode
 from langgraph.pregel._retry import (
-    _should_retry_on,  # pyright: ignore[reportPrivateUsage]
+    _should_retry_on,
     arun_with_retry,
     run_with_retry,
 )
@@ -97,6 +99,7 @@ __all__ = (
     "is_task",
     "patch_config",
     "read_channels",
+    "route_async",
     "route_channel",
     "run_with_retry",
     "send_of",
@@ -259,6 +262,12 @@ async def aerror(manager: Any, error: BaseException) -> None:
 def write_channels(writer: ChannelWrite, value: Any, config: RunnableConfig) -> None:
     """Do what a writer's `invoke` does, which has nothing to report or to inject."""
     writer._write(value, config)  # noqa: SLF001
+
+
+def route_async(branch: BranchSpec) -> Callable[..., Any]:
+    """Return the function by which a conditional edge routes in async runs."""
+    route: Callable[..., Any] = branch._aroute  # noqa: SLF001
+    return route
 
 
 def traced_run(manager: Any) -> Any:

@@ -82,7 +82,8 @@ def load(value: Any) -> Record | None:
         return None
     known = {k: v for k, v in value.items() if k in Record.__dataclass_fields__}
     try:
-        record = Record(**{**known, "cut": tuple(known.get("cut", ()))})
+        fields: dict[str, Any] = {**known, "cut": tuple(known.get("cut", ()))}
+        record = Record(**fields)
     except TypeError:
         return None
     return record if _makes_sense(record) else None

@@ -40,7 +40,7 @@ class RunScope(Scope):
     __slots__ = ()
 
     def leave_step(self) -> None:
-        """Have the run's own engine belong to no step, whatever the run is nested in."""
+        """Have the run's engine belong to no step, whatever the run is nested in."""
         self._step = None
 
     def exceeded(
@@ -383,17 +383,17 @@ class Run:
                 step.stop(self.cause or "deadline")
 
     def fallback_is_active(self) -> bool:
-        """Whether the fallback runs already, as an ordinary node did when the cut came."""
+        """Whether the fallback is at work, as it was as an ordinary node at the cut."""
         return any(step.kind == "fallback" for step in list(self.active))
 
     def patience(self) -> float:
-        """Return how long cut steps may resist before they are given up (in seconds)."""
+        """Return how long cut steps may resist before they are given up (seconds)."""
         return max((step.patience() for step in list(self.active)), default=0.0)
 
     # The timer (async runs; the threads of sync ones wait with a time-out).
 
     def arm(self, loop: asyncio.AbstractEventLoop, on_last: Callable[[], None]) -> None:
-        """Watch the deadlines; call `on_last` when the engine is to be waited for no more."""
+        """Watch the deadlines; `on_last` ends the waiting for the engine."""
         self._loop = loop
         self._on_last = on_last
         self._rearm()
@@ -482,7 +482,7 @@ class Run:
         return "deadline" if late or error is not None else "completed"
 
     def finish(self, error: BaseException | None = None) -> None:
-        """End the run: no timer or thread stays, and the report goes to whoever asked."""
+        """End the run: no timer or thread stays; the report goes to whoever asked."""
         self.phase = "over"
         self.disarm()
         if self._pool is not None and not self._shares:
@@ -491,7 +491,7 @@ class Run:
             report = self.report(error)
             for runs in lists:
                 runs.append(report)
-        # What is left of the run belongs to its stragglers; it keeps nothing else alive.
+        # What is left of the run belongs to its stragglers and keeps nothing alive.
         self.channels = self.saver = self.saved_at = self.on_change = None
         self.scope = _ENDED
 

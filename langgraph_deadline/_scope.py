@@ -310,7 +310,7 @@ class shield:  # noqa: N801 - used as a verb, like contextlib.suppress
 
 
 class detach:  # noqa: N801 - used as a verb, like contextlib.suppress
-    """A block that leaves the run's deadline, on purpose, for work that must outlive it.
+    """A block that leaves the run's deadline, for work that must outlive it.
 
     What is started inside (tasks, threads with a copied context, graphs) is bounded by
     nothing that encloses the block. The block itself still belongs to its step.

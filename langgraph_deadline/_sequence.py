@@ -32,6 +32,7 @@ from ._langgraph import (
     astart,
     end,
     patch_config,
+    route_async,
     set_config_context,
     set_config_here,
     start,
@@ -86,7 +87,7 @@ class Parts:
     def __init__(
         self, like: Any, body: Runnable[Any, Any], writers: Sequence[Any]
     ) -> None:
-        """Make a sequence `like` the node's own, which has its name and trace policy."""
+        """Make a sequence `like` the node's own, with its name and trace policy."""
         steps = [*_flat(body), *writers]
         if isinstance(like, RunnableSeq) and len(steps) > 1:
             self.proc: Any = copy.copy(like)
@@ -148,7 +149,7 @@ class Parts:
         return value
 
     async def astream(self, value: Any, config: RunnableConfig) -> None:
-        """Run all parts as LangGraph does where the caller streams the nodes' events."""
+        """Run all parts as LangGraph does where the caller streams nodes' events."""
         async for _ in self.proc.astream(value, with_handler(config)):
             pass
 
@@ -202,7 +203,7 @@ def parts_of(like: Any, node: PregelNode, adopt: Callable[[Any], Any]) -> Parts:
 
 
 def async_parts_of(like: Any, node: PregelNode, adopt: Callable[[Any], Any]) -> Parts:
-    """Return the parts of `node` for async runs: blocking code gets a thread of ours."""
+    """Return the parts of `node` for async runs: blocking code gets a thread."""
     return instead_of(like, node, adopt(node.bound), unblocked=True)
 
 
@@ -252,7 +253,7 @@ def _unblocked_writer(writer: Any) -> Any:
     if path is branch.path:
         return writer
     unblocked = copy.copy(writer)
-    unblocked.afunc = branch._replace(path=path)._aroute  # noqa: SLF001
+    unblocked.afunc = route_async(branch._replace(path=path))
     return unblocked
 
 

@@ -51,7 +51,7 @@ def call_guarded(
 
 
 def _guarded(run: Run, caller: Step, body: _Body) -> Callable[..., Any]:
-    """Return a function that runs `body` under a guard, with the signature of its own."""
+    """Return a function with the signature of `body`'s that runs it under a guard."""
     grace = run.grace
     around = caller.parent or run.scope
     if isinstance(caller, AsyncStep):

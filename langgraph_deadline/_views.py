@@ -2,8 +2,8 @@
 
 A view is an instance of a subclass of the object's own class that shares its state, so
 that it is what the original is in every respect, but asks the context first: work that
-was cut may not write. The view of a checkpointer also reads and writes the run's record,
-which is stored as writes of a task of its own, beside the checkpoint.
+was cut may not write. The view of a checkpointer also reads and writes the run's
+record, which is stored as writes of a task of its own, beside the checkpoint.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def _check_may_write(what: str) -> None:
 def _cause_of_fence(scope: Scope | None) -> Cause | None:
     """Return why the context may not write, `None` if it may.
 
-    The engine of a run inside a step that is being cut may still save what the run hands
-    over, until the step has ended; the step's own code may not.
+    The engine of a run inside a step that is being cut may still save what the run
+    hands over, until the step has ended; the step's own code may not.
     """
     if scope is None or scope.run is None or scope.run.scope is not scope:
         return scope.cause_of_cut() if scope is not None else None
@@ -292,7 +292,7 @@ def _begin_load(
 
 
 def _record_in(found: CheckpointTuple, written: Sequence[Any]) -> Record | None:
-    """Return the newest record of a checkpoint: one `written` to it, or in its state."""
+    """Return a checkpoint's newest record: one `written` to it, or in its state."""
     records = [r for r in (load(value) for value in written) if r is not None]
     if records:
         return max(records, key=lambda record: record.sequence)
@@ -352,7 +352,7 @@ def _early_record(put: tuple[Any, ...]) -> tuple[Any, list[Any], str] | None:
 
 
 def record_writes(run: Run, record: Record) -> tuple[Any, list[Any], str] | None:
-    """Return the arguments of `put_writes` that store `record` at the last checkpoint."""
+    """Return the arguments of `put_writes` that store `record`, if it can be."""
     if run.saved_at is None:
         return None
     numbered = record.numbered(run.sequence)

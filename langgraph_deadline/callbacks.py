@@ -1,5 +1,8 @@
 """The graph-level callback handler: the deadline wherever callbacks reach."""
 
+# LangChain declares properties where plain attributes do.
+# pyright: reportIncompatibleMethodOverride=false, reportAssignmentType=false
+
 from __future__ import annotations
 
 from datetime import timedelta

@@ -71,6 +71,11 @@ class Deadline:
         return f"<Deadline in {self.remaining():.3f} s>"
 
 
+def instant_of(deadline: Deadline) -> float:
+    """Return when `deadline` is, on the monotonic clock (in seconds)."""
+    return deadline._at  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+
+
 def seconds_of(value: Any, name: str) -> float:
     """Return `value` (a number or `timedelta`) as finite seconds.
 

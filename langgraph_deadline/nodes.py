@@ -109,9 +109,7 @@ class DeadlineNode(PregelNode):
 
 
 class GuardedNode(Runnable[Any, Any]):
-    """What the engine runs for a node: its body and writers, under the run's deadline."""
-
-    name: str
+    """What the engine runs for a node: body and writers, under the run's deadline."""
 
     def __init__(
         self,
@@ -120,7 +118,7 @@ class GuardedNode(Runnable[Any, Any]):
         retries: Sequence[RetryPolicy],
         adopt: Callable[[Any], Any],
     ) -> None:
-        self.name = name
+        self.name: str = name  # pyright: ignore[reportIncompatibleVariableOverride]
         self._node = node
         self._retries = tuple(retries)
         self._timeout = node.timeout
@@ -142,7 +140,7 @@ class GuardedNode(Runnable[Any, Any]):
 
     @functools.cached_property
     def _only_writes(self) -> bool:
-        """Whether nothing but the engine's own code is run (START, without a branch)."""
+        """Whether nothing but the engine's own code is run (START with no branch)."""
         return isinstance(self._plain, ChannelWrite)
 
     def _otherwise(self, budget: StepBudget, *, unblocked: bool) -> Parts:

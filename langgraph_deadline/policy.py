@@ -107,7 +107,7 @@ class DeadlinePolicy(_Frozen):
     """
 
     on_exceeded: Literal["fallback", "raise", "return"] | None = None
-    """What happens when time is up; default `fallback` where there is one, else `raise`."""
+    """What happens when time is up; default `fallback` if there is one or `raise`."""
 
     steps: Mapping[str, StepBudget] = Field(default_factory=dict)
     """Budgets of single steps, by node name."""

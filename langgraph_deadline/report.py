@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal
@@ -93,7 +93,7 @@ _collectors: ContextVar[tuple[list[RunReport], ...]] = ContextVar(
 
 
 @contextmanager
-def collect_runs() -> Iterator[list[RunReport]]:
+def collect_runs() -> Generator[list[RunReport]]:
     """Gather a `RunReport` for every run that ends inside the block.
 
     Runs are gathered by context: those of other threads and tasks are not mixed in,
