@@ -20,7 +20,7 @@ demo: $(VENV)/.with-demo ## an agent under a deadline: with time enough, and wit
 	$(BIN)/python -m demo $(ARGS)
 
 test: $(VENV)/.with-test postgres ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.with-test $(VENV)/.with-lint ## style and types
 	$(BIN)/ruff check

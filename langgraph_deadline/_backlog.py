@@ -17,6 +17,7 @@ from typing import Any
 from langchain_core.callbacks import AsyncCallbackHandler
 
 from ._scope import current
+from ._threads import running_loop
 
 BOUND = 64
 """How many chunks may wait for the reader before their writer does."""
@@ -60,7 +61,7 @@ class Backlog:
 
     def wait(self, stopped: Callable[[], Any]) -> None:
         """Wait, in a thread, until there is room or `stopped()` is true."""
-        if not self.full or _in_event_loop():
+        if not self.full or running_loop() is not None:
             return  # an async writer cannot wait: the reader may need its loop
         with self._room:
             while self.full and not stopped():
@@ -72,14 +73,6 @@ class Backlog:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
-
-
-def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 class TokenBacklog(AsyncCallbackHandler):

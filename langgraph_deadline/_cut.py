@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import tasks as asyncio_tasks
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
 from typing import Any, Literal, Protocol
 
 from . import _clock
 from ._scope import Scope
-from ._threads import Bell
+from ._threads import Bell, running_loop
 from .errors import Cause, DeadlineExceeded, RunCut
 from .report import Straggler
 
@@ -220,6 +221,19 @@ class AsyncStep(Step):
         self.timer = loop.call_later(max(seconds, 0.0), action)
 
     def _interrupt(self) -> None:
+        self._in_loop(self._interrupt_here)
+
+    def _in_loop(self, action: Callable[[], None]) -> None:
+        """Call `action` in the step's loop: a cut may come from any thread."""
+        if self.task is None:
+            return
+        loop = self.task.get_loop()
+        if running_loop() is loop:
+            action()
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(action)
+
+    def _interrupt_here(self) -> None:
         if self.task is not None and self.task.done():
             self.late = True  # it had ended, past its time, before anybody could cut it
         elif self.holds:
@@ -231,7 +245,7 @@ class AsyncStep(Step):
             self._cancel()
 
     def _released(self) -> None:
-        self._cancel()
+        self._in_loop(self._cancel)
 
     def _cancel(self) -> None:
         self._ask(self.grace)
@@ -244,13 +258,12 @@ class AsyncStep(Step):
 
         It gets some passes of the loop, but no time, to return what they returned.
         """
-        if self.task is None or self.task.done():
+        if self.task is None or self.task.done() or self.asked:
             return
         if passes:
-            loop = asyncio.get_running_loop()
-            loop.call_soon(self.nested_ended, passes - 1)
-        elif not self.asked:
-            self._cancel()
+            self.task.get_loop().call_soon_threadsafe(self.nested_ended, passes - 1)
+        else:
+            self._in_loop(self._cancel)
 
     def _ask(self, patience: float) -> None:
         if self.task is not None and not self.task.done():

@@ -20,7 +20,7 @@ from ._backlog import Backlog
 from ._cut import AsyncStep, Step, disown
 from ._record import Record
 from ._scope import Scope, current
-from ._threads import Job, Pool, forget
+from ._threads import Job, Pool, forget, running_loop
 from .errors import Cause, DeadlineExceeded, RunCut
 from .policy import DeadlinePolicy
 from .report import Outcome, RunReport, StepReport, Straggler, collectors
@@ -61,6 +61,7 @@ class Run:
     """The state of one run in this process."""
 
     __slots__ = (
+        "_last_at",
         "_last_call",
         "_loop",
         "_on_last",
@@ -177,6 +178,7 @@ class Run:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last_call: asyncio.TimerHandle | None = None
+        self._last_at = math.inf
         self._on_last: Callable[[], None] | None = None
         self.on_change: Callable[[], None] | None = None
 
@@ -287,14 +289,6 @@ class Run:
         if self.logging or step.cut is not None:
             self.log.append(step)
 
-    def cut_from_anywhere(self, cause: Cause) -> None:
-        """Cut the run from any thread."""
-        loop = self._loop
-        if loop is None:
-            self.cut(cause)
-        elif not loop.is_closed():
-            loop.call_soon_threadsafe(self.cut, cause)
-
     def claim(self) -> bool:
         """Return whether the caller is the one to write the route to the fallback."""
         first, self.claimed = not self.claimed, True
@@ -339,8 +333,15 @@ class Run:
     # The cut.
 
     def cut(self, cause: Cause, step: str | None = None) -> None:
-        """End the work: stop what is active, and leave the rest to the fallback."""
+        """End the work: stop what is active, and leave the rest to the fallback.
+
+        May be called from any thread.
+        """
         if self.phase != "working" or not self.policy.enforce:
+            return
+        if self._loop is not None and running_loop() is not self._loop:
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self.cut, cause, step)
             return
         self.cause = cause
         self.cut_step = step
@@ -432,18 +433,19 @@ class Run:
         """All steps have ended; what the engine needs from here on is little."""
         if self.on_change is not None:
             self.on_change()
-        if self._loop is not None and asyncio.get_running_loop() is self._loop:
+        if self._loop is not None and running_loop() is self._loop:
             self._wait_for_engine(ENGINE_PATIENCE)
 
     def _wait_for_engine(self, seconds: float) -> None:
         if self._loop is None:
             return
-        at = self._loop.time() + seconds
+        at = _clock.now() + seconds
         if self._last_call is not None:
-            if self._last_call.when() <= at:
+            if self._last_at <= at:
                 return
             self._last_call.cancel()
-        self._last_call = self._loop.call_at(at, self._last, _LAST_PASSES)
+        self._last_at = at
+        self._last_call = self._loop.call_later(seconds, self._last, _LAST_PASSES)
 
     def _last(self, passes: int) -> None:
         # Steps that are given up at this very instant need some passes of the loop, but

@@ -77,11 +77,19 @@ class Scope:
         self, remaining: float, needed: float | None, cut: Cause | None
     ) -> DeadlineExceeded:
         """Return the error for this scope's deadline."""
-        window = needed is not None and 0 < remaining < needed
+        if needed is not None and 0 < remaining < needed:
+            return DeadlineExceeded(
+                f"{needed:.3g} s are needed here, and {remaining:.3g} s are left. "
+                "Lower `needs`, or start earlier",
+                cause="window",
+                remaining=remaining,
+                needed=needed,
+            )
         return DeadlineExceeded(
-            cause="window" if window else cut or "deadline",
+            "the time for this block is over. Give the block more seconds, or do less "
+            "in it",
+            cause=cut or "deadline",
             remaining=remaining,
-            needed=needed or None,
         )
 
 

@@ -175,6 +175,14 @@ class _Worker:
             del job  # an idle thread must not keep the last result alive
 
 
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that runs in this thread, `None` without one."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 class Bell:
     """Wakes one waiting thread; rings that come early or twice do no harm."""
 

@@ -46,7 +46,7 @@ class RunControl(LangGraphRunControl):
             self._cancelled = reason
             runs = list(self._runs)
         for run in runs:
-            run.cut_from_anywhere("cancelled")
+            run.cut("cancelled")
 
     def attach(self, run: Run) -> None:
         """Have `run` cut by `cancel`."""

@@ -62,6 +62,9 @@ class DeadlineExceeded(TimeoutError):  # noqa: N818 - the field's name for it
         where = f"step {self.step!r}" if self.step else "the run"
         if self.cause == "cancelled":
             return f"{where} was cancelled{self._timing()}"
+        if self.cause == "window" and not self.step:
+            left = _s(max(self.remaining or 0.0, 0.0))
+            return f"{_s(self.needed)} are needed here, and {left} are left"
         if self.cause == "window":
             return (
                 f"{where} was not started: it needs {_s(self.needed)} and "

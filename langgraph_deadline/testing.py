@@ -54,12 +54,15 @@ class _JumpingSelector(selectors.DefaultSelector):
     """Waits for no timer: where the loop would sleep, the clock jumps."""
 
     clock: VirtualClock
+    in_executor = 0
 
     def select(self, timeout: float | None = None) -> Any:
         """Return what is ready, after moving the clock on instead of waiting."""
         if timeout is None:
             return super().select(None)
-        busy = _threads.busy()  # asked first: one that ends now has something to say
+        busy = (
+            _threads.busy() or self.in_executor > 0
+        )  # asked first: one that ends now has something to say
         ready = super().select(0)
         if not ready and timeout > 0 and busy:
             ready = super().select(_MOMENT)
@@ -75,11 +78,22 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._virtual = clock
         selector = _JumpingSelector()
         selector.clock = clock
+        self._jumping = selector
         super().__init__(selector)
 
     def time(self) -> float:
         """Return the virtual time in seconds."""
         return self._virtual.monotonic()
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+        """Run `func` in a thread, for which the clock stands still a moment."""
+        future = super().run_in_executor(executor, func, *args)
+        self._jumping.in_executor += 1
+        future.add_done_callback(self._left_executor)
+        return future
+
+    def _left_executor(self, _: object) -> None:
+        self._jumping.in_executor -= 1
 
 
 def run_virtual(
