@@ -39,6 +39,7 @@ from .deadline import WIRE_KEY, Deadline, from_wire, instant_of
 from .errors import plain
 from .nodes import DeadlineNode
 from .policy import DeadlinePolicy, check_names, coerce
+from .report import collectors
 
 Budget = float | timedelta | Deadline | DeadlinePolicy
 
@@ -260,7 +261,8 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         stoppable = isinstance(control, RunControl)
         if policy is None and wire is None and not stoppable:
             unbounded = parent is None or (parent.run is None and parent.at == math.inf)
-            if unbounded and not self._may_be_resumed(input):
+            unseen = not self._may_be_resumed(input) and not collectors()
+            if unbounded and unseen:
                 return None
             if parent is not None and parent.run is not None:
                 return self._begin_nested(parent) if parent.run.guarded else None
@@ -433,9 +435,7 @@ def _enter(run: Run, parent: Scope | None) -> None:
     """Make `run` known to the step it is in, and cut with it."""
     step = parent.step if parent is not None else None
     if step is not None:
-        if step.nested is None:
-            step.nested = []
-        step.nested.append(run)
+        step.entered(run)
     if parent is not None and (cause := parent.cause_of_cut()) is not None:
         run.cut(cause)
 
@@ -456,10 +456,8 @@ class _attached:  # noqa: N801 - a context manager, used as one
     def __exit__(self, *_: object) -> None:
         if self._control is not None:
             self._control.release(self._run)
-        if self._step is not None and self._step.nested:
-            self._step.nested.remove(self._run)
-            if self._step.cut is not None and not self._step.nested:
-                self._step.nested_ended()
+        if self._step is not None:
+            self._step.left(self._run)
 
 
 def bounded(

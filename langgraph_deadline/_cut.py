@@ -12,7 +12,7 @@ from asyncio import tasks as asyncio_tasks
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from . import _clock
 from ._scope import Scope
@@ -33,6 +33,18 @@ class Cuttable(Protocol):
     def cut(self, cause: Cause, step: str | None = None) -> None:
         """Cut what the run is doing."""
         ...
+
+
+_changing = Lock()
+"""Held for an instant by who changes what several threads may change of a step."""
+
+T = TypeVar("T")
+
+
+def _without(things: tuple[T, ...], thing: T) -> tuple[T, ...]:
+    """Return `things` less one `thing`."""
+    at = things.index(thing)
+    return things[:at] + things[at + 1 :]
 
 
 class Step(Scope):
@@ -70,10 +82,10 @@ class Step(Scope):
         self.ended: float | None = None
         self.cut_at = 0.0
         self.late = False
-        # Lists are made when first needed: most steps never need them.
-        self.holds: list[float] | None = None
+        # Most steps never need them; a tuple is swapped, as threads may look at it.
+        self.holds: tuple[float, ...] = ()
         self.writing: AbstractContextManager[Any] = _NOTHING_TO_WAIT_FOR
-        self.nested: list[Cuttable] | None = None
+        self.nested: tuple[Cuttable, ...] = ()
 
     @property
     def step(self) -> Any:
@@ -110,15 +122,14 @@ class Step(Scope):
 
     def hold(self, seconds: float) -> float:
         """Make a cut wait until `let_go`, at most `seconds`."""
-        if self.holds is None:
-            self.holds = []
-        self.holds.append(seconds)
+        with _changing:
+            self.holds = (*self.holds, seconds)
         return seconds
 
     def let_go(self, held: float) -> DeadlineExceeded | None:
         """End a `hold`; return the error to raise if a cut was waiting for it."""
-        if self.holds is not None:
-            self.holds.remove(held)
+        with _changing:
+            self.holds = _without(self.holds, held)
         if self.cut is None or self.holds:
             return None
         self._released()
@@ -140,12 +151,24 @@ class Step(Scope):
 
     # What a run does to a step.
 
+    def entered(self, run: Cuttable) -> None:
+        """Have `run`, which begins inside the step, cut with it."""
+        with _changing:
+            self.nested = (*self.nested, run)
+
+    def left(self, run: Cuttable) -> None:
+        """Forget a run that has ended."""
+        with _changing:
+            self.nested = _without(self.nested, run)
+        if self.cut is not None and not self.nested:
+            self.nested_ended()
+
     def stop(self, cause: Cause) -> None:
         """Cut the step: note why, and ask its work to stop."""
         if self.cut is None and self.ended is None:
             self.cut_at = _clock.now()
             self.cut = cause
-            for run in self.nested or ():
+            for run in self.nested:
                 run.cut(cause)
             self._interrupt()
 

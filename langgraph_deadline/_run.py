@@ -201,10 +201,12 @@ class Run:
             self.budget: float | None = None
             self.reserve = 0.0
         else:
-            self.budget = at - self.started + self.spent
-            wanted = self.policy.reserve_of(
-                self.budget, fallback=self.fallback is not None
-            )
+            # As asked, where nothing tightened it: a difference would not be exact.
+            asked = self.asked_budget or self.policy.seconds
+            exact = asked is not None and at == self.started + asked - self.spent
+            budget = at - self.started + self.spent
+            self.budget = asked if exact else budget
+            wanted = self.policy.reserve_of(budget, fallback=self.fallback is not None)
             self.reserve = wanted if self.mode == "fallback" else 0.0
         self.work = max(self.started, at - self.reserve)
         # What resists must leave the fallback some time.
@@ -213,6 +215,8 @@ class Run:
             self.grace = min(self.grace, self.reserve / 2)
         working = getattr(self, "phase", "working") == "working"
         self.scope.at = self.work if working else at
+        if not self.policy.enforce:
+            self.scope.at = math.inf  # nothing is cut, and nothing says it would be
 
     def resume(self, record: Record | None, spent: float) -> None:
         """Go on with what was left of a run that began before."""
@@ -521,8 +525,16 @@ class Run:
             kind=step.kind,
             start=step.began - self.started,
             end=ended - self.started,
-            cause=step.cut,
+            cause=step.cut or self._cause_not_enforced(step, ended),
         )
+
+    def _cause_not_enforced(self, step: Step, ended: float) -> Cause | None:
+        """Return why `step` would have been cut, in a run that only measures."""
+        if self.policy.enforce:
+            return None
+        if step.limit is not None and ended - step.began > step.limit:
+            return "step"
+        return "deadline" if ended > self.work else None
 
 
 _ENDED = RunScope(None)

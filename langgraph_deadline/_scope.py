@@ -14,7 +14,7 @@ import math
 from contextvars import ContextVar, Token
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from . import _clock
 from .deadline import Deadline, seconds_of
@@ -165,7 +165,7 @@ class TimeScope:
             return self.seconds
         return self._scope.at - _clock.now()
 
-    def __enter__(self) -> TimeScope:
+    def __enter__(self) -> Self:
         if self._scope is not None:
             msg = "this scope has been entered before; make a new one for each block"
             raise RuntimeError(msg)
@@ -193,12 +193,10 @@ class TimeScope:
         if self._task is not None:
             self._task.cancel()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+    def _end(
+        self, kind: type[BaseException] | None, error: BaseException | None
     ) -> bool:
+        """Leave the block; return whether it ends here, without an error."""
         scope = self._scope
         if scope is None or self._token is None:
             msg = "this scope was left without having been entered"
@@ -267,22 +265,46 @@ def _is_of(error: BaseException, scope: Scope) -> bool:
     return isinstance(error, DeadlineExceeded) and error.scope is scope
 
 
-def fail_after(seconds: float | timedelta) -> TimeScope:
+class MovingOnScope(TimeScope):
+    """A block that may swallow an error, which type checkers can tell by this."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        return self._end(kind, error)
+
+
+class FailingScope(TimeScope):
+    """A block that never swallows an error, which type checkers can tell by this."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end(kind, error)
+
+
+def fail_after(seconds: float | timedelta) -> FailingScope:
     """Return a block that raises `DeadlineExceeded` once `seconds` have passed in it.
 
     A plain `with`, in sync and async code. The seconds count from its entry, and can
     only tighten what encloses it. Async code is interrupted; sync code is when it calls
     `check`, or at the end of the block. `move_on_after` goes on instead of raising.
     """
-    return TimeScope(seconds, fails=True)
+    return FailingScope(seconds, fails=True)
 
 
-def move_on_after(seconds: float | timedelta) -> TimeScope:
+def move_on_after(seconds: float | timedelta) -> MovingOnScope:
     """Return a block that is left, without an error, once `seconds` have passed in it.
 
     See `fail_after`, which raises. `cancelled_caught` tells whether it was left early.
     """
-    return TimeScope(seconds, fails=False)
+    return MovingOnScope(seconds, fails=False)
 
 
 class shield:  # noqa: N801 - used as a verb, like contextlib.suppress

@@ -261,7 +261,7 @@ class GuardedNode(Runnable[Any, Any]):
         error: DeadlineExceeded | None = None
         try:
             if step.cut is None:
-                watched = run.guarded or step.limit is not None
+                watched = run.guarded or step.binding is step
                 out = run_sync(run, step, body) if watched else body()
                 if step.cut is None:
                     return None, out
@@ -329,8 +329,10 @@ class GuardedNode(Runnable[Any, Any]):
     ) -> Any:
         """Return the step of this execution, admitted or refused."""
         step = kind(run.scope, self.name, "node", superstep_of(config), run.grace)
-        if budget.seconds is not None and run.policy.enforce:
+        if run.policy.enforce:
             step.tighten(budget.seconds)
+        else:
+            step.limit = budget.seconds
         if run.channels is None:
             run.channels = channels_of(config)
         step.cut = run.admit(step, budget.needs)

@@ -85,7 +85,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Return the virtual time in seconds."""
         return self._virtual.monotonic()
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Any, *args: Any
+    ) -> Any:
         """Run `func` in a thread, for which the clock stands still a moment."""
         future = super().run_in_executor(executor, func, *args)
         self._jumping.in_executor += 1
