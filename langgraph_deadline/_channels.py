@@ -229,11 +229,13 @@ class RecordChannel(BaseChannel[Any, Any, Any]):
 
     def finish(self) -> bool:
         """Forget the record of a run that comes to its own end."""
-        record = load(self.value)
         run = run_here()
         if run is not None and run.deferring:
             run.deferring = False  # not its end yet: a deferred node comes
             return False
+        if self.value is MISSING:
+            return False
+        record = load(self.value)
         if record is None or not record.resumable:
             return False
         self.value = MISSING

@@ -1,4 +1,8 @@
-"""The config that a guarded step gets: every way to write ends with a cut."""
+"""The config that a guarded step gets: every way to write ends with a cut.
+
+It is changed in place. The engine makes a new one for every attempt, and shows it to
+nobody else; a copy would be the largest thing that a waiting run holds.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +21,40 @@ from ._langgraph import (
     CONFIG_KEY_SEND,
     CONFIG_KEY_STREAM,
     StreamProtocol,
+    writes_of,
 )
 from ._run import Run
 from ._tasks import call_guarded
 
 
 def fenced(run: Run, step: Step, config: RunnableConfig) -> RunnableConfig:
-    """Return a copy of `config` whose functions write nothing once `step` is cut.
+    """Have the functions in `config` write nothing once `step` is cut; return it.
 
     The checkpointer, store and cache in it are views already, which ask the context.
     """
     conf = config[CONF]
-    changed: dict[str, Any] = {
-        **conf,
-        CONFIG_KEY_SEND: _fenced_send(step, conf[CONFIG_KEY_SEND]),
-    }
+    conf[CONFIG_KEY_SEND] = _fenced_send(step, writes_of(config).extend)
     if (call := conf.get(CONFIG_KEY_CALL)) is not None:
-        changed[CONFIG_KEY_CALL] = functools.partial(call_guarded, call, run, step)
+        conf[CONFIG_KEY_CALL] = functools.partial(call_guarded, call, run, step)
     if (stream := conf.get(CONFIG_KEY_STREAM)) is not None:
         emit = _fenced(step, stream)
-        changed[CONFIG_KEY_STREAM] = StreamProtocol(emit, stream.modes)
+        conf[CONFIG_KEY_STREAM] = StreamProtocol(emit, stream.modes)
     if run.custom_stream:
         runtime = conf[CONFIG_KEY_RUNTIME]
         writer = _fenced(step, runtime.stream_writer, run.backlog)
-        changed[CONFIG_KEY_RUNTIME] = runtime.override(stream_writer=writer)
-    copied: RunnableConfig = {**config, CONF: changed}
-    return copied
+        conf[CONFIG_KEY_RUNTIME] = runtime.override(stream_writer=writer)
+    return config
+
+
+def copied(config: RunnableConfig) -> RunnableConfig:
+    """Return a copy of `config` that a later step can have fenced for itself."""
+    return {**config, CONF: dict(config[CONF])}
+
+
+def unfenced(config: RunnableConfig) -> RunnableConfig:
+    """Return a copy of `config` by which the guard itself writes for a step."""
+    conf = {**config[CONF], CONFIG_KEY_SEND: writes_of(config).extend}
+    return {**config, CONF: conf}
 
 
 def _fenced_send(step: Any, send: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -14,7 +14,7 @@ from langgraph.types import RetryPolicy, Send
 
 from ._channels import CLEAR, CUT, close, leftovers, reopen, state_writes
 from ._cut import AsyncStep, Step, SyncStep
-from ._fence import fenced
+from ._fence import copied, fenced, unfenced
 from ._guard import run_async, run_sync
 from ._langgraph import (
     MISSING,
@@ -29,7 +29,6 @@ from ._langgraph import (
     channels_of,
     route_channel,
     run_with_retry,
-    send_of,
     superstep_of,
     task_id_of,
     writes_of,
@@ -228,6 +227,7 @@ class GuardedNode(Runnable[Any, Any]):
         budget = run.policy.steps.get(self.name, _NO_LIMIT)
         step = self._open(run, budget, config, SyncStep)
         result = Result(step)
+        spare = copied(config) if budget.has_otherwise else config
         safe = fenced(run, step, config)
         if self._retries:
             attempt = _Attempt(self._parts, result, config, self._retries)
@@ -241,7 +241,7 @@ class GuardedNode(Runnable[Any, Any]):
             body = functools.partial(
                 self._otherwise(budget, unblocked=False).invoke,
                 value,
-                fenced(run, step, config),
+                fenced(run, step, spare),
                 result,
             )
             verdict, out = self._once(run, step, _NO_LIMIT, body)
@@ -282,6 +282,7 @@ class GuardedNode(Runnable[Any, Any]):
         step = self._open(run, budget, config, AsyncStep)
         result = Result(step)
         parts = self._async_parts
+        spare = copied(config) if budget.has_otherwise else config
         safe = fenced(run, step, config)
         if self._retries or stream:
             attempt = _Attempt(parts, result, config, self._retries, stream=stream)
@@ -295,7 +296,7 @@ class GuardedNode(Runnable[Any, Any]):
             body = functools.partial(
                 self._otherwise(budget, unblocked=True).ainvoke,
                 value,
-                fenced(run, step, config),
+                fenced(run, step, spare),
                 result,
             )
             verdict, out = await self._aonce(run, step, _NO_LIMIT, body)
@@ -356,7 +357,7 @@ class GuardedNode(Runnable[Any, Any]):
             # It was at work when the cut came: only its own edges fire.
             close(channels_of(config), {name for name, _ in writes_of(config)})
         if step.kind == "otherwise":
-            send_of(config)(
+            writes_of(config).extend(
                 [(RECORD_KEY, CUT)]
             )  # no result of the node: not to be cached
         if run.new_input and START in self._node.triggers:
@@ -364,7 +365,7 @@ class GuardedNode(Runnable[Any, Any]):
         elif run.resumed is not None and run.resumed.resumable and not run.implicit:
             # The first step after a resume says so, for the case that we are killed.
             run.resumed = None
-            send_of(config)([(RECORD_KEY, running_record(run).dump())])
+            writes_of(config).extend([(RECORD_KEY, running_record(run).dump())])
 
     def _stopped(
         self,
@@ -389,7 +390,7 @@ class GuardedNode(Runnable[Any, Any]):
         writes: list[tuple[str, Any]] = [(RECORD_KEY, CUT)]
         if run.claim():
             writes.extend(self._way_on(run, verdict, value, config))
-        send_of(config)(writes)
+        writes_of(config).extend(writes)
         return None if kept is MISSING else kept
 
     def _keep(self, value: Any, config: RunnableConfig) -> None:
@@ -397,7 +398,7 @@ class GuardedNode(Runnable[Any, Any]):
         writers = self._node.flat_writers
         if writers and isinstance(writers[0], ChannelWrite):
             writes = writes_of(config)
-            writers[0].invoke(value, config)
+            writers[0].invoke(value, unfenced(config))
             kept = state_writes(writes)
             writes.clear()
             writes.extend(kept)
@@ -443,7 +444,7 @@ class GuardedNode(Runnable[Any, Any]):
         elif channels[RECORD_KEY].is_available():
             writes.append((RECORD_KEY, CLEAR))
         if writes:
-            send_of(config)(writes)
+            writes_of(config).extend(writes)
 
 
 class _Attempt:
