@@ -180,7 +180,7 @@ async def drive_async(
             finally:
                 current.reset(token)
         engine = _Engine(run, engine_context(run))
-        return await engine.take(_anoted(run, call), late)
+        return await engine.take(partial(_anoted, run, call), late)
 
 
 async def _anoted(run: Run, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -197,8 +197,9 @@ async def drive_astream(
     with _Ended(run):
         engine = _Engine(run, engine_context(run))
         stream = engine.context.run(make)
+        step = partial(_next, stream)
         try:
-            while (item := await engine.take(anext(stream, _END), late)) is not _END:
+            while (item := await engine.take(step, late)) is not _END:
                 if isinstance(item, LateItems):
                     for last in item.items:
                         yield last
@@ -233,15 +234,14 @@ class _Engine:
         if self._settled is not None and not self._settled.done():
             self._settled.set_result(None)
 
-    async def take(self, awaitable: Any, late: Late) -> Any:
-        """Return what `awaitable` returns, or what is said of a late run."""
+    async def take(
+        self, call: Callable[[], Coroutine[Any, Any, Any]], late: Late
+    ) -> Any:
+        """Return what the engine's `call` returns, or what is said of a late run."""
         run = self._run
         if self._expired:
-            if asyncio.iscoroutine(awaitable):
-                awaitable.close()
             raise plain(run.error())
-        coroutine = awaitable if asyncio.iscoroutine(awaitable) else _awaited(awaitable)
-        task = self._loop.create_task(coroutine, context=self.context)
+        task = self._loop.create_task(call(), context=self.context)
         self._settled = self._loop.create_future()
         task.add_done_callback(self._settle)
         try:
@@ -299,8 +299,8 @@ class _Engine:
             await note_async(self._run)
 
 
-async def _awaited(awaitable: Any) -> Any:
-    return await awaitable
+async def _next(stream: Any) -> Any:
+    return await anext(stream, _END)
 
 
 __all__ = (

@@ -55,11 +55,12 @@ class _JumpingSelector(selectors.DefaultSelector):
 
     clock: VirtualClock
     in_executor = 0
+    closing = False
 
     def select(self, timeout: float | None = None) -> Any:
         """Return what is ready, after moving the clock on instead of waiting."""
-        if timeout is None:
-            return super().select(None)
+        if timeout is None or self.closing:
+            return super().select(timeout)
         busy = (
             _threads.busy() or self.in_executor > 0
         )  # asked first: one that ends now has something to say
@@ -93,6 +94,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._jumping.in_executor += 1
         future.add_done_callback(self._left_executor)
         return future
+
+    async def shutdown_default_executor(self, *args: Any, **kwargs: Any) -> None:
+        """Wait for the executor's threads, in real time."""
+        self._jumping.closing = True
+        await super().shutdown_default_executor(*args, **kwargs)
 
     def _left_executor(self, _: object) -> None:
         self._jumping.in_executor -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import operator
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -24,6 +25,7 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.errors import GraphRecursionError
 from langgraph.func import entrypoint, task
 from langgraph.graph import END, START
+from langgraph.graph import StateGraph as PlainStateGraph
 from langgraph.types import CachePolicy, Command, RetryPolicy, Send
 
 from langgraph_deadline import (
@@ -574,6 +576,24 @@ def test_c8_raise_can_be_resumed_and_runs_only_what_was_cut(cut: str, how: How) 
     assert "__deadline__" not in saved.checkpoint["channel_values"]
 
 
+@functools.cache
+def handlers_work_beside_other_nodes() -> bool:
+    """Whether plain LangGraph runs a node's error handler if others run beside it."""
+
+    def bad(state: State) -> Any:
+        raise KeyError
+
+    builder = PlainStateGraph(State)
+    builder.add_node("bad", bad, error_handler=lambda state: {"log": ["handled"]})
+    builder.add_node("good", lambda state: {"log": ["good"]})
+    builder.add_edge(START, "bad")
+    builder.add_edge(START, "good")
+    try:
+        return "handled" in builder.compile().invoke({"log": []})["log"]
+    except KeyError:
+        return False
+
+
 @pytest.mark.parametrize("how", ALL)
 @pytest.mark.parametrize("cut", CUTS)
 def test_c8_raise_leaves_a_node_with_an_error_handler_resumable(
@@ -583,6 +603,8 @@ def test_c8_raise_leaves_a_node_with_an_error_handler_resumable(
 
     A step's own overrun is the one cut that is the handler's (C7).
     """
+    if cut == "step" and not handlers_work_beside_other_nodes():
+        pytest.skip("this LangGraph raises past the error handler of a parallel node")
     bench, config = Resumable(how, cut), thread()
 
     def handler(state: State) -> Any:
