@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing as _closing
 from datetime import timedelta
 from functools import partial
 from typing import Any, Generic
 
-from langchain_core.callbacks import BaseCallbackManager, CallbackManager
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import var_child_runnable_config
-from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.constants import START
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel import Pregel
-from langgraph.types import Command
 from langgraph.typing import ContextT, InputT, OutputT, StateT
 
-from ._backlog import Backlog
+from ._begin import (
+    attached,
+    begin,
+    checked,
+    policy_for,
+    prepare_stream,
+    wire_of,
+    with_graph_handler,
+)
 from ._channels import closable
 from ._drive import LateItems, drive_astream, drive_async, drive_stream, drive_sync
 from ._fallback import Fallback, attach_fallback, draw_fallback
 from ._langgraph import (
-    CONF,
-    CONFIG_KEY_RESUMING,
-    CONFIG_KEY_STREAM,
-    is_task,
     read_channels,
 )
 from ._run import Run, run_here
-from ._scope import Scope, current
 from ._views import cache_view, saver_view, store_view
-from .callbacks import ATTACHED
-from .control import RunControl
-from .deadline import WIRE_KEY, Deadline, from_wire, instant_of
+from .deadline import Deadline
 from .errors import plain
 from .nodes import DeadlineNode
-from .policy import DeadlinePolicy, check_names, coerce
-from .report import collectors
+from .policy import DeadlinePolicy
 
 Budget = float | timedelta | Deadline | DeadlinePolicy
 
@@ -87,18 +81,18 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         **kwargs: Any,
     ) -> Any:
         """Run the graph; `deadline` replaces the compiled budget for this run."""
-        run = self._begin(input, config, deadline, control)
+        run = begin(self, input, config, deadline, control)
         if run is None:
             return super().invoke(input, config, control=control, **kwargs)
         call = partial(
             super().invoke,
             input,
-            self._with_handler(config, run),
+            with_graph_handler(self, config, run),
             control=control,
             deadline=_Driven(run),
             **kwargs,
         )
-        with _attached(run, control):
+        with attached(run, control):
             return drive_sync(run, call, partial(self._late, kwargs))
 
     async def ainvoke(
@@ -111,18 +105,18 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         **kwargs: Any,
     ) -> Any:
         """Run the graph; `deadline` replaces the compiled budget for this run."""
-        run = self._begin(input, config, deadline, control)
+        run = begin(self, input, config, deadline, control)
         if run is None:
             return await super().ainvoke(input, config, control=control, **kwargs)
         call = partial(
             super().ainvoke,
             input,
-            self._with_handler(config, run),
+            with_graph_handler(self, config, run),
             control=control,
             deadline=_Driven(run),
             **kwargs,
         )
-        with _attached(run, control):
+        with attached(run, control):
             return await drive_async(run, call, partial(self._late, kwargs))
 
     def stream(
@@ -151,20 +145,20 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         control: Any,
         kwargs: dict[str, Any],
     ) -> Iterator[Any]:
-        run = self._begin(input, config, deadline, control)
+        run = begin(self, input, config, deadline, control)
         if run is None:
             yield from super().stream(input, config, control=control, **kwargs)
             return
         run.implicit = False  # a stream needs a context of its own
-        _prepare_stream(run, kwargs, config)
+        prepare_stream(run, kwargs, config)
         make = partial(
             super().stream,
             input,
-            self._with_handler(config, run),
+            with_graph_handler(self, config, run),
             control=control,
             **kwargs,
         )
-        with _attached(run, control):
+        with attached(run, control):
             yield from drive_stream(run, make, partial(self._late_items, kwargs))
 
     def astream(
@@ -193,7 +187,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         control: Any,
         kwargs: dict[str, Any],
     ) -> AsyncIterator[Any]:
-        run = self._begin(input, config, deadline, control)
+        run = begin(self, input, config, deadline, control)
         if run is None:
             plain_stream: Any = super().astream(
                 input, config, control=control, **kwargs
@@ -203,15 +197,15 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
                     yield item
             return
         run.implicit = False  # a stream needs a context of its own
-        _prepare_stream(run, kwargs, config)
+        prepare_stream(run, kwargs, config)
         make = partial(
             super().astream,
             input,
-            self._with_handler(config, run),
+            with_graph_handler(self, config, run),
             control=control,
             **kwargs,
         )
-        with _attached(run, control):
+        with attached(run, control):
             stream: Any = drive_astream(run, make, partial(self._late_items, kwargs))
             async with _closing(stream):
                 async for item in stream:
@@ -221,123 +215,8 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
 
     def _check(self, config: RunnableConfig | None, deadline: Any) -> None:
         """Refuse bad input at the call, not at the first item."""
-        self._policy_for(deadline)
-        self._wire(config)
-
-    def _policy_for(self, deadline: Any) -> tuple[DeadlinePolicy | None, bool]:
-        """Return the policy of one run, and whether its budget is its own."""
-        compiled = self.deadline_policy
-        if deadline is None:
-            return compiled, False
-        if isinstance(deadline, Deadline):
-            # An instant that has passed is no bad input: it leaves next to nothing.
-            left = {"seconds": max(deadline.remaining(), _NOTHING)}
-            return (compiled or DeadlinePolicy()).model_copy(update=left), True
-        asked = coerce(deadline)
-        if asked is None or isinstance(deadline, DeadlinePolicy) or compiled is None:
-            if asked is not None:
-                _checked(asked, self.deadline_fallback, self, "deadline: ")
-            return asked, True
-        given = compiled.model_fields_set
-        settings: dict[str, Any] = {name: getattr(compiled, name) for name in given}
-        settings["seconds"] = asked.seconds
-        return DeadlinePolicy(**settings), True
-
-    def _wire(self, config: RunnableConfig | None) -> Deadline | None:
-        """Return the deadline that came with the config of a graph that is no node."""
-        if is_task(config):
-            return None
-        confs = [(c or {}).get(CONF) or {} for c in (config, self.config)]
-        values = [conf.get(WIRE_KEY) for conf in confs]
-        return min((from_wire(v) for v in values if v is not None), default=None)
-
-    def _begin(
-        self, input: Any, config: RunnableConfig | None, deadline: Any, control: Any
-    ) -> Run | None:
-        """Return the new run, `None` where nothing bounds it."""
-        policy, own = self._policy_for(deadline)
-        wire = self._wire(config)
-        parent = current.get()
-        stoppable = isinstance(control, RunControl)
-        if policy is None and wire is None and not stoppable:
-            unbounded = parent is None or (parent.run is None and parent.at == math.inf)
-            unseen = not self._may_be_resumed(input) and not collectors()
-            if unbounded and unseen:
-                return None
-            if parent is not None and parent.run is not None:
-                return self._begin_nested(parent) if parent.run.guarded else None
-        if wire is not None:
-            parent = Scope(parent, instant_of(wire))
-        policy = policy or DeadlinePolicy()
-        run = Run(
-            policy,
-            parent=parent,
-            budget=policy.seconds,
-            fallback=self.deadline_fallback
-            if policy.on_exceeded in _MAY_FALL_BACK
-            else None,
-            name=self.get_name(),
-            controlled=stoppable,
-        )
-        run.asked_budget = policy.seconds if own else None
-        run.new_input = not _resumes(input, config)
-        run.one_superstep = START not in self.nodes
-        if parent is not None and parent.run is not None:
-            run.custom_stream = parent.run.custom_stream
-            run.backlog = parent.run.backlog
-        _enter(run, parent)
-        return run
-
-    def _may_be_resumed(self, input: Any) -> bool:
-        """Return whether a run may go on that had a deadline when it began."""
-        return _resumes(input, None) and isinstance(
-            self.checkpointer, BaseCheckpointSaver
-        )
-
-    def _begin_nested(self, parent: Scope) -> Run:
-        """Return the run of a subgraph without a deadline of its own.
-
-        When the step it is in is cut, it ends by itself and hands over what it has.
-        """
-        run = Run(
-            DeadlinePolicy(
-                # What has to be resumable must not look finished.
-                on_exceeded="raise" if parent.run.mode == "raise" else "return",
-                # Inner steps are given up before the step around them is.
-                cancel_grace=parent.run.policy.cancel_grace * _INNER_GRACE,
-            ),
-            parent=parent,
-            budget=None,
-            name=self.get_name(),
-            implicit=True,
-            controlled=True,
-        )
-        run.reset = parent.run.reset
-        run.custom_stream = parent.run.custom_stream
-        run.backlog = parent.run.backlog
-        _enter(run, parent)
-        return run
-
-    def _with_handler(
-        self, config: RunnableConfig | None, run: Run
-    ) -> RunnableConfig | None:
-        """Return `config` with our callback handler, first of all handlers."""
-        parent = run.scope.parent
-        if parent is not None and parent.step is not None:
-            return config  # inherited from the graph this one is in
-        callbacks: Any = None
-        for given in (config, self.config, var_child_runnable_config.get()):
-            if given and (callbacks := given.get("callbacks")) is not None:
-                break
-        # For the graph's own events only; `_sequence` hands it on to what nodes do.
-        if isinstance(callbacks, BaseCallbackManager):
-            callbacks = callbacks.copy()
-            if ATTACHED not in callbacks.handlers:
-                callbacks.handlers.insert(0, ATTACHED)
-        else:
-            listed: list[Any] = list(callbacks or ())
-            callbacks = CallbackManager([ATTACHED, *listed], listed)
-        return {**(config or {}), "callbacks": callbacks}
+        policy_for(self, deadline)
+        wire_of(self, config)
 
     def _late(self, kwargs: Mapping[str, Any], run: Run) -> Any:
         """Return the state that a run reached whose engine cannot end in time."""
@@ -404,62 +283,6 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         return graph
 
 
-_NOTHING = 1e-9  # seconds
-_INNER_GRACE = 0.8
-_MAY_FALL_BACK = (None, "fallback")
-
-
-# Helpers of the entry points.
-
-
-def _resumes(input: Any, config: RunnableConfig | None) -> bool:
-    if input is None or isinstance(input, Command):
-        return True
-    # A subgraph that is resumed gets its ordinary input once more.
-    return is_task(config) and bool((config or {})[CONF].get(CONFIG_KEY_RESUMING))
-
-
-def _prepare_stream(
-    run: Run, kwargs: Mapping[str, Any], config: RunnableConfig | None
-) -> None:
-    """Have a stream's chunks fenced where nodes write them, and bound their number."""
-    modes = kwargs.get("stream_mode") or ()
-    listed = (modes,) if isinstance(modes, str) else tuple(modes)
-    nested = CONFIG_KEY_STREAM in ((config or {}).get(CONF) or {})
-    run.custom_stream = run.custom_stream or nested or "custom" in listed
-    if "custom" in listed or "messages" in listed:
-        run.backlog = Backlog(tokens="messages" in listed)
-
-
-def _enter(run: Run, parent: Scope | None) -> None:
-    """Make `run` known to the step it is in, and cut with it."""
-    step = parent.step if parent is not None else None
-    if step is not None:
-        step.entered(run)
-    if parent is not None and (cause := parent.cause_of_cut()) is not None:
-        run.cut(cause)
-
-
-class _attached:  # noqa: N801 - a context manager, used as one
-    """Have a run stopped by its control and by the step it is in, until it ends."""
-
-    def __init__(self, run: Run, control: Any) -> None:
-        self._run = run
-        self._control = control if isinstance(control, RunControl) else None
-        parent = run.scope.parent
-        self._step = parent.step if parent is not None else None
-
-    def __enter__(self) -> None:
-        if self._control is not None:
-            self._control.attach(self._run)
-
-    def __exit__(self, *_: object) -> None:
-        if self._control is not None:
-            self._control.release(self._run)
-        if self._step is not None:
-            self._step.left(self._run)
-
-
 def bounded(
     graph: Any, policy: DeadlinePolicy | None = None, fallback: Fallback | None = None
 ) -> Any:
@@ -480,7 +303,7 @@ def bounded(
     copied.deadline_policy = None
     copied.nodes = _guarded(copied)
     copied.channels = closable(copied.channels)
-    copied.deadline_policy = _checked(policy, name, copied)
+    copied.deadline_policy = checked(policy, name, copied)
     return copied.validate()
 
 
@@ -489,19 +312,6 @@ def adopt(thing: Any) -> Any:
     if isinstance(thing, Pregel) and not isinstance(thing, BoundedGraph):
         return bounded(thing)
     return thing
-
-
-def _checked(
-    policy: DeadlinePolicy | None, fallback: str | None, graph: Any, argument: str = ""
-) -> DeadlinePolicy | None:
-    if policy is None:
-        return None
-    if policy.on_exceeded == "fallback" and fallback is None:
-        msg = f"{argument}on_exceeded='fallback' needs a fallback: compile with one"
-        raise ValueError(msg)
-    known = (name for name in graph.nodes if name != START)
-    check_names(policy.steps, known, f"{argument}steps")
-    return policy
 
 
 def _guarded(graph: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from . import _clock
 from ._notes import note, note_async
 from ._run import ENGINE_PATIENCE, Run
 from ._scope import current
+from ._summary import finish
 from ._threads import Bell, Job
 from .errors import DeadlineExceeded, RunCut, plain
 
@@ -52,7 +53,7 @@ class _Ended:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        self._run.finish(error)
+        finish(self._run, error)
 
 
 def drive_sync(run: Run, call: Callable[[], Any], late: Late) -> Any:

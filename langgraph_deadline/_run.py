@@ -23,7 +23,7 @@ from ._scope import Scope, current
 from ._threads import Job, Pool, forget, running_loop
 from .errors import Cause, DeadlineExceeded, RunCut
 from .policy import DeadlinePolicy
-from .report import Outcome, RunReport, StepReport, Straggler, collectors
+from .report import Straggler, collectors
 
 logger = logging.getLogger("langgraph_deadline")
 
@@ -474,67 +474,17 @@ class Run:
 
     # The end.
 
-    def outcome(self, error: BaseException | None) -> Outcome:
-        """Return how the run ended, for its report."""
-        if self.cause is not None and self.touched:
-            if self.cause == "cancelled":
-                return "cancelled"
-            if self.cause in ("deadline", "step", "window"):
-                return "deadline"
-            return "limit"
-        if error is not None and not isinstance(error, DeadlineExceeded):
-            return "error"
-        late = self.bounded and self.policy.enforce and _clock.now() >= self.deadline
-        return "deadline" if late or error is not None else "completed"
-
-    def finish(self, error: BaseException | None = None) -> None:
-        """End the run: no timer or thread stays; the report goes to whoever asked."""
+    def finish(self) -> None:
+        """End the run: no timer or thread of it stays."""
         self.phase = "over"
         self.disarm()
         if self._pool is not None and not self._shares:
             self._pool.close()
-        if (lists := collectors()) and not self.implicit:
-            report = self.report(error)
-            for runs in lists:
-                runs.append(report)
-        # What is left of the run belongs to its stragglers and keeps nothing alive.
+
+    def let_go(self) -> None:
+        """Keep nothing alive: what is left of the run belongs to its stragglers."""
         self.channels = self.saver = self.saved_at = self.on_change = None
         self.scope = _ENDED
-
-    def report(self, error: BaseException | None = None) -> RunReport:
-        """Return the run's report."""
-        outcome = self.outcome(error)
-        cause = self.cause if self.touched else None
-        if outcome == "deadline" and cause is None:
-            cause = error.cause if isinstance(error, DeadlineExceeded) else "deadline"
-        return RunReport(
-            outcome=outcome,
-            cause=cause,
-            budget=self.budget,
-            reserve=self.reserve,
-            elapsed=_clock.now() - self.started + self.spent,
-            interrupted=self.interrupted,
-            steps=[self._step_report(step) for step in self.log],
-            stragglers=self.stragglers,
-        )
-
-    def _step_report(self, step: Step) -> StepReport:
-        ended = step.ended if step.ended is not None else _clock.now()
-        return StepReport(
-            name=step.name,
-            kind=step.kind,
-            start=step.began - self.started,
-            end=ended - self.started,
-            cause=step.cut or self._cause_not_enforced(step, ended),
-        )
-
-    def _cause_not_enforced(self, step: Step, ended: float) -> Cause | None:
-        """Return why `step` would have been cut, in a run that only measures."""
-        if self.policy.enforce:
-            return None
-        if step.limit is not None and ended - step.began > step.limit:
-            return "step"
-        return "deadline" if ended > self.work else None
 
 
 _ENDED = RunScope(None)
