@@ -1238,16 +1238,16 @@ def test_c3_a_subgraph_cut_at_the_instant_of_its_run_is_no_success() -> None:
     """A run whose last node is a subgraph that was cut did not complete."""
     inner = StateGraph(State)
     inner.add_node("part", lambda _: {"log": ["part"]})
-    inner.add_node("hang", lambda _: time.sleep(0.15))
+    inner.add_node("hang", lambda _: time.sleep(0.4))
     inner.add_edge(START, "part")
     inner.add_edge("part", "hang")
     builder = StateGraph(State)
     builder.add_node("bad", inner.compile())
     builder.add_node("degrade", lambda _: {"log": ["degrade"]})
     builder.add_edge(START, "bad")
-    policy = DeadlinePolicy(seconds=1.05, reserve=1.0)
+    policy = DeadlinePolicy(seconds=1.3, reserve=1.0)
     graph = builder.compile(deadline=policy, fallback="degrade")
     with collect_runs() as runs:
-        outcomes = [graph.invoke({"log": []})["log"] for _ in range(40)]
-    assert outcomes == [["part", "degrade"]] * 40
+        outcomes = [graph.invoke({"log": []})["log"] for _ in range(15)]
+    assert outcomes == [["part", "degrade"]] * 15
     assert {run.outcome for run in runs} == {"deadline"}
