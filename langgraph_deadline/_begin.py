@@ -14,7 +14,13 @@ from langgraph.constants import START
 from langgraph.types import Command
 
 from ._backlog import Backlog
-from ._langgraph import CONF, CONFIG_KEY_RESUMING, CONFIG_KEY_STREAM, is_task
+from ._langgraph import (
+    CONF,
+    CONFIG_KEY_CHECKPOINTER,
+    CONFIG_KEY_RESUMING,
+    CONFIG_KEY_STREAM,
+    is_task,
+)
 from ._run import Run
 from ._scope import Scope, current
 from .callbacks import ATTACHED
@@ -75,6 +81,8 @@ def begin(
     run.asked_budget = policy.seconds if own else None
     run.new_input = not _resumes(input, config)
     run.one_superstep = START not in graph.nodes
+    lent = CONFIG_KEY_CHECKPOINTER in ((config or {}).get(CONF) or {})
+    run.may_be_noted = lent or graph.checkpointer is not None
     if parent is not None and parent.run is not None:
         run.custom_stream = parent.run.custom_stream
         run.backlog = parent.run.backlog

@@ -181,7 +181,9 @@ async def drive_async(
             finally:
                 current.reset(token)
         engine = _Engine(run, engine_context(run))
-        return await engine.take(partial(_anoted, run, call), late)
+        # A frame of its own for nothing is what a thousand waiting runs notice.
+        noted = partial(_anoted, run, call) if run.may_be_noted else call
+        return await engine.take(noted, late)
 
 
 async def _anoted(run: Run, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

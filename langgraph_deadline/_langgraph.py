@@ -22,6 +22,7 @@ from langgraph._internal._constants import (
     CONF,
     CONFIG_KEY_CALL,
     CONFIG_KEY_CHECKPOINT_NS,
+    CONFIG_KEY_CHECKPOINTER,
     CONFIG_KEY_READ,
     CONFIG_KEY_RESUMING,
     CONFIG_KEY_RUNTIME,
@@ -62,6 +63,7 @@ from langgraph.types import PregelExecutableTask, RetryPolicy
 __all__ = (
     "CONF",
     "CONFIG_KEY_CALL",
+    "CONFIG_KEY_CHECKPOINTER",
     "CONFIG_KEY_CHECKPOINT_NS",
     "CONFIG_KEY_READ",
     "CONFIG_KEY_RESUMING",

@@ -89,6 +89,7 @@ class Run:
         "loaded",
         "log",
         "logging",
+        "may_be_noted",
         "mode",
         "name",
         "namespace",
@@ -170,6 +171,7 @@ class Run:
         self.namespace = ""
         self.deferring = False
         self.one_superstep = False
+        self.may_be_noted = True
         self.sequence = 0
 
         # A run inside a step uses the threads of the run around it.
