@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format bench conformance notebooks postgres clean
+.PHONY: help demo test coverage lint format bench conformance notebooks postgres clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -21,6 +21,10 @@ demo: $(VENV)/.with-demo ## an agent under a deadline: with time enough, and wit
 
 test: $(VENV)/.with-test postgres ## all tests
 	$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
+
+coverage: $(VENV)/.with-test postgres ## all tests, with the branches they cover
+	$(BIN)/python -m pytest -n 4 --dist loadfile --cov langgraph_deadline \
+		--cov-branch --cov-report term-missing:skip-covered $(ARGS)
 
 lint: $(VENV)/.with-test $(VENV)/.with-lint ## style and types
 	$(BIN)/ruff check
