@@ -24,7 +24,7 @@ test: $(VENV)/.with-test postgres ## all tests
 
 coverage: $(VENV)/.with-test postgres ## all tests, with the branches they cover
 	$(BIN)/python -m pytest -n 4 --dist loadfile --cov langgraph_deadline \
-		--cov-branch --cov-report term-missing:skip-covered $(ARGS)
+		--cov-branch --cov-report term-missing:skip-covered --cov-fail-under 95 $(ARGS)
 
 lint: $(VENV)/.with-test $(VENV)/.with-lint ## style and types
 	$(BIN)/ruff check

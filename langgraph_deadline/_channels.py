@@ -15,6 +15,7 @@ pending `Send`s) is replaced by a subclass with two additions:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +53,9 @@ class _Closing:
         @closing.setter
         def closing(self, value: bool) -> None: ...
 
+    @abstractmethod
     def _empty(self) -> bool:
         """Empty the channel; return whether there was something in it."""
-        raise NotImplementedError
 
     def _updated(
         self, values: Sequence[Any], apply: Callable[[Sequence[Any]], bool]

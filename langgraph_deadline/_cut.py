@@ -8,6 +8,7 @@ guard waiting for the work waits no longer than the grace. The rest is the guard
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from asyncio import tasks as asyncio_tasks
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -47,7 +48,7 @@ def _without(things: tuple[T, ...], thing: T) -> tuple[T, ...]:
     return things[:at] + things[at + 1 :]
 
 
-class Step(Scope):
+class Step(Scope, ABC):
     """A node, task or retry loop that a run is executing."""
 
     __slots__ = (
@@ -172,8 +173,9 @@ class Step(Scope):
                 run.cut(cause)
             self._interrupt()
 
+    @abstractmethod
     def _interrupt(self) -> None:
-        raise NotImplementedError
+        """Ask the work to stop, and see to it that its guard does not wait long."""
 
     def overrun(self) -> float:
         """Return how far the step is past its deadline or its cut (in seconds)."""

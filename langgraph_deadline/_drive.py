@@ -19,7 +19,7 @@ from ._run import ENGINE_PATIENCE, Run
 from ._scope import current
 from ._summary import finish
 from ._threads import Bell, Job
-from .errors import DeadlineExceeded, RunCut, plain
+from .errors import RunCut, plain
 
 Late = Callable[[Run], Any]
 """Returns what can be said of a run whose engine is not waited for any more."""
@@ -304,13 +304,3 @@ class _Engine:
 
 async def _next(stream: Any) -> Any:
     return await anext(stream, _END)
-
-
-__all__ = (
-    "DeadlineExceeded",
-    "Late",
-    "drive_astream",
-    "drive_async",
-    "drive_stream",
-    "drive_sync",
-)

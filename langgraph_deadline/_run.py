@@ -13,6 +13,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from threading import Lock
 from typing import Any, Literal
 
 from . import _clock
@@ -29,6 +30,8 @@ logger = logging.getLogger("langgraph_deadline")
 
 Mode = Literal["fallback", "raise", "return"]
 Phase = Literal["working", "falling back", "over"]
+
+_claiming = Lock()
 
 _CLOCK_SLACK = 1e-6
 """Timers may come this much early; a deadline that close has come."""
@@ -139,11 +142,11 @@ class Run:
         )
         self.scope.run = self
         self.scope.leave_step()
+        self.phase: Phase = "working"
         self.asked_budget: float | None = None
         self.spent = 0.0
         self.set_deadline(self.scope.at)
 
-        self.phase: Phase = "working"
         self.cause: Cause | None = None
         self.cut_step: str | None = None
         self.cut_superstep: int | None = None
@@ -215,8 +218,7 @@ class Run:
         self.grace = self.policy.cancel_grace
         if self.reserve > 0:
             self.grace = min(self.grace, self.reserve / 2)
-        working = getattr(self, "phase", "working") == "working"
-        self.scope.at = self.work if working else at
+        self.scope.at = self.work if self.phase == "working" else at
         if not self.policy.enforce:
             self.scope.at = math.inf  # nothing is cut, and nothing says it would be
 
@@ -297,7 +299,9 @@ class Run:
 
     def claim(self) -> bool:
         """Return whether the caller is the one to write the route to the fallback."""
-        first, self.claimed = not self.claimed, True
+        # Parallel sync nodes are cut in threads of their own.
+        with _claiming:
+            first, self.claimed = not self.claimed, True
         return first
 
     def given_up(self, step: Step, work: Job | asyncio.Task[Any]) -> None:
