@@ -298,25 +298,25 @@ def script(body: str) -> tuple[float, str, str]:
 
 SCRIPTS = {
     "sync node, ainvoke": """
-        graph = one(block, deadline=0.3, fallback=late)
+        graph = one(block, deadline=1.5, fallback=late)
         print(asyncio.run(graph.ainvoke({})))
     """,
     "sync node, invoke": """
-        graph = one(block, deadline=0.3, fallback=late)
+        graph = one(block, deadline=1.5, fallback=late)
         print(graph.invoke({}))
     """,
     "sync node, stream": """
-        graph = one(block, deadline=0.3, fallback=late)
+        graph = one(block, deadline=1.5, fallback=late)
         print(*graph.stream({}, stream_mode="values"))
     """,
     "sync node, astream": """
-        graph = one(block, deadline=0.3, fallback=late)
+        graph = one(block, deadline=1.5, fallback=late)
         async def main():
             print([c async for c in graph.astream({}, stream_mode="values")])
         asyncio.run(main())
     """,
     "sync node in a subgraph": """
-        graph = one(one(block), deadline=0.3, fallback=late)
+        graph = one(one(block), deadline=1.5, fallback=late)
         print(asyncio.run(graph.ainvoke({})))
         print(graph.invoke({}))
     """,
@@ -325,7 +325,7 @@ SCRIPTS = {
         for name in "abcdefghij":
             builder.add_node(name, block)
             builder.add_edge(START, name)
-        graph = builder.compile(deadline=0.3, fallback=late)
+        graph = builder.compile(deadline=1.5, fallback=late)
         print(asyncio.run(graph.ainvoke({})))
     """,
     "swallows for ever, ainvoke": """
