@@ -43,10 +43,10 @@ def _expire(run: Run, step: Step) -> None:
         step.stop("step")
     elif run.phase == "working":
         run.cut("deadline", step.name)
-    else:
+    elif run.deadline <= _clock.now():
         run.end()
     if step.cut is None and step.at <= _clock.now():
-        step.stop(run.cause or "deadline")
+        run.stop(step)  # another thread is just cutting the run
 
 
 def run_sync(run: Run, step: SyncStep, body: Callable[[], Any]) -> Any:

@@ -31,7 +31,8 @@ logger = logging.getLogger("langgraph_deadline")
 Mode = Literal["fallback", "raise", "return"]
 Phase = Literal["working", "falling back", "over"]
 
-_claiming = Lock()
+_deciding = Lock()
+"""Held for an instant by who takes a step that only one of several threads may take."""
 
 _CLOCK_SLACK = 1e-6
 """Timers may come this much early; a deadline that close has come."""
@@ -300,7 +301,7 @@ class Run:
     def claim(self) -> bool:
         """Return whether the caller is the one to write the route to the fallback."""
         # Parallel sync nodes are cut in threads of their own.
-        with _claiming:
+        with _deciding:
             first, self.claimed = not self.claimed, True
         return first
 
@@ -353,9 +354,13 @@ class Run:
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self.cut, cause, step)
             return
-        self.cause = cause
-        self.cut_step = step
-        self.phase = "falling back" if self.mode == "fallback" else "over"
+        # Parallel sync nodes find in threads of their own that time is up.
+        with _deciding:
+            if self.phase != "working":
+                return
+            self.cause = cause
+            self.cut_step = step
+            self.phase = "falling back" if self.mode == "fallback" else "over"
         if self.phase == "over":
             # Nothing is left to wait for, when the cut came by hand or from a step.
             self.deadline = min(self.deadline, _clock.now())
@@ -386,12 +391,16 @@ class Run:
                 step.extend(self.scope, self.policy.cancel_grace)
                 self.cut_superstep = step.superstep
             elif step.cut is None:
-                self.touched = True
-                if self.cut_superstep is None and step.kind != "task":
-                    self.cut_superstep = step.superstep
-                if self.cut_step is None:
-                    self.cut_step = step.name
-                step.stop(self.cause or "deadline")
+                self.stop(step)
+
+    def stop(self, step: Step) -> None:
+        """Stop one step of a run that was cut."""
+        self.touched = True
+        if self.cut_superstep is None and step.kind != "task":
+            self.cut_superstep = step.superstep
+        if self.cut_step is None:
+            self.cut_step = step.name
+        step.stop(self.cause or "deadline")
 
     def fallback_is_active(self) -> bool:
         """Whether the fallback is at work, as it was as an ordinary node at the cut."""

@@ -98,10 +98,10 @@ def decide(
             return "otherwise"
         if handled or (error is not None and run.mode != "fallback"):
             return "fail"
-        run.touched = True
         run.cut(cause, step.name)
-        if run.cut_superstep is None:
-            run.cut_superstep = step.superstep
+    run.touched = True
+    if run.cut_superstep is None:
+        run.cut_superstep = step.superstep
     if run.phase == "falling back":
         return "route"
     return "return" if run.mode == "return" else "raise"

@@ -27,6 +27,7 @@ from langgraph_deadline import (
     remaining,
     with_deadline,
 )
+from langgraph_deadline._run import Run
 
 GRACE = 0.25
 THREAD: Any = {"configurable": {"thread_id": "1"}}
@@ -1251,3 +1252,29 @@ def test_c3_a_subgraph_cut_at_the_instant_of_its_run_is_no_success() -> None:
         outcomes = [graph.invoke({"log": []})["log"] for _ in range(15)]
     assert outcomes == [["part", "degrade"]] * 15
     assert {run.outcome for run in runs} == {"deadline"}
+
+
+@pytest.mark.realtime
+@pytest.mark.parametrize("how", SYNC)
+def test_c7_threads_that_find_at_once_that_time_is_up_have_one_fallback(
+    how: How, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread cuts the run; another, which finds the cut half done, ends no run."""
+    stop_all = Run._stop_all
+
+    def slowly(self: Run, spare: str | None) -> None:
+        time.sleep(0.2)  # the other node's guard wakes up meanwhile
+        stop_all(self, spare)
+
+    monkeypatch.setattr(Run, "_stop_all", slowly)
+    trial = Trial(how)
+    builder = StateGraph(State)
+    for name in ("a", "b"):
+        builder.add_node(name, trial.hang(name))
+        builder.add_edge(START, name)
+    graph = trial.compile(builder, "fallback")
+    driven = trial.drive(graph)
+    assert driven.error is None
+    assert driven.values == {"log": ["degrade"]}
+    assert driven.report.outcome == "deadline"
+    assert {step.name for step in driven.report.steps if step.cause} == {"a", "b"}
