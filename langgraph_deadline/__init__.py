@@ -9,6 +9,7 @@ from ._scope import (
     remaining,
     shield,
 )
+from ._tool_call import idempotency_key
 from .callbacks import DeadlineHandler
 from .control import RunControl
 from .deadline import Deadline
@@ -33,6 +34,7 @@ __all__ = (
     "current_deadline",
     "detach",
     "fail_after",
+    "idempotency_key",
     "move_on_after",
     "remaining",
     "shield",

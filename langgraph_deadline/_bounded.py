@@ -10,6 +10,7 @@ from typing import Any, Generic
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.prebuilt import ToolNode
 from langgraph.pregel import Pregel
 from langgraph.typing import ContextT, InputT, OutputT, StateT
 
@@ -29,6 +30,8 @@ from ._langgraph import (
     read_channels,
 )
 from ._run import Run, run_here
+from ._subagents import adopted_tool, handing_up
+from ._tool_node import bounded_tool_node
 from ._views import cache_view, saver_view, store_view
 from .deadline import Deadline
 from .errors import plain
@@ -308,10 +311,22 @@ def bounded(
 
 
 def adopt(thing: Any) -> Any:
-    """Return a node's subgraph so that it can be cut and hand over what it has."""
+    """Return a node's subgraph or tools so that they can hand over what they have."""
     if isinstance(thing, Pregel) and not isinstance(thing, BoundedGraph):
         return bounded(thing)
+    if isinstance(thing, ToolNode):
+        return bounded_tool_node(thing, _adopt_inside)
     return thing
+
+
+def _adopt_inside(tool: Any) -> Any:
+    """Return a tool so that the agents it calls can be cut."""
+    return adopted_tool(tool, _adopt_called)
+
+
+def _adopt_called(thing: Any) -> Any:
+    adopted = adopt(thing)
+    return adopted if adopted is thing else handing_up(adopted)
 
 
 def _guarded(graph: Any) -> dict[str, Any]:

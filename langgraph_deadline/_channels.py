@@ -41,6 +41,11 @@ CUT = "__deadline_cut__"
 """Written to the record's channel by every task that was cut: never to be cached."""
 
 
+UNKNOWN = "unknown"
+"""In the record: the tool calls whose outcome is unknown. Parallel steps that were cut
+tell theirs each by itself, under this key alone."""
+
+
 class _Closing:
     """Drops or clears before the channel's own `update`."""
 
@@ -211,11 +216,20 @@ class RecordChannel(BaseChannel[Any, Any, Any]):
     def update(self, values: Sequence[Any]) -> bool:
         """Keep the last record written."""
         before = self.value
+        unknown: dict[str, Any] = {}
         for value in values:
             if value == CLEAR:
                 self.value = MISSING
-            elif value != CUT:
+            elif value == CUT:
+                continue
+            elif isinstance(value, Mapping) and set(value) == {UNKNOWN}:
+                unknown.update((call["key"], call) for call in value[UNKNOWN])
+            else:
                 self.value = value
+        if unknown and self.value is not MISSING:
+            known = {call["key"]: call for call in self.value.get(UNKNOWN, ())}
+            listed = list({**known, **unknown}.values())
+            self.value = {**self.value, UNKNOWN: listed}
         return self.value is not before
 
     def get(self) -> Any:

@@ -24,6 +24,7 @@ class Clock(Protocol):
 # as `_clock.now()`: a name imported from here would miss a replaced clock.
 now: Callable[[], float] = time.monotonic
 wall: Callable[[], float] = time.time
+sleep: Callable[[float], None] = time.sleep
 
 
 @contextmanager

@@ -8,6 +8,7 @@ guard waiting for the work waits no longer than the grace. The rest is the guard
 from __future__ import annotations
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
 from asyncio import tasks as asyncio_tasks
 from collections.abc import Callable
@@ -21,7 +22,9 @@ from ._threads import Bell, running_loop
 from .errors import Cause, DeadlineExceeded, RunCut
 from .report import Straggler
 
-Kind = Literal["node", "task", "otherwise", "fallback"]
+Kind = Literal[
+    "node", "task", "otherwise", "fallback", "tool", "model", "call", "compensation"
+]
 
 
 _NOTHING_TO_WAIT_FOR = nullcontext()
@@ -53,6 +56,7 @@ class Step(Scope, ABC):
 
     __slots__ = (
         "began",
+        "counts",
         "cut_at",
         "ended",
         "grace",
@@ -83,6 +87,7 @@ class Step(Scope, ABC):
         self.ended: float | None = None
         self.cut_at = 0.0
         self.late = False
+        self.counts: dict[Any, int] | None = None
         # Most steps never need them; a tuple is swapped, as threads may look at it.
         self.holds: tuple[float, ...] = ()
         self.writing: AbstractContextManager[Any] = _NOTHING_TO_WAIT_FOR
@@ -100,9 +105,17 @@ class Step(Scope, ABC):
             self.at = self.began + seconds
             self._binding = None
 
+    def limit_to(self, seconds: float) -> None:
+        """Give the step `seconds` from now on, whatever encloses it."""
+        self.limit = seconds
+        self.at = _clock.now() + seconds
+        self._binding = None
+
     def extend(self, parent: Scope, grace: float) -> None:
         """Follow `parent` to its later deadline (a step that runs in the reserve)."""
-        self.at = parent.at
+        own = math.inf if self.limit is None else self.began + self.limit
+        self.at = min(parent.at, own)
+        self._binding = None if own < parent.at else parent.binding
         self.grace = grace
 
     def exceeded(
@@ -186,13 +199,14 @@ class Step(Scope, ABC):
 class SyncStep(Step):
     """A step whose body runs in a thread, with a guard waiting for it in another."""
 
-    __slots__ = ("bell",)
+    __slots__ = ("bell", "nested_end")
 
     def __init__(
         self, parent: Scope, name: str, kind: Kind, superstep: int, grace: float
     ) -> None:
         super().__init__(parent, name, kind, superstep, grace)
         self.bell = Bell()
+        self.nested_end: float | None = None
         self.writing = Lock()
 
     def patience(self) -> float:
@@ -204,6 +218,8 @@ class SyncStep(Step):
         # A step that still had time is cut for the sake of another one: it may end.
         early = self.cut not in (None, "cancelled") and self.cut_at < self.at
         grace = self.grace if self.nested or early else 0.0
+        if self.nested_end is not None:
+            grace = max(grace, self.nested_end - self.cut_at + _HANDING_OVER)
         return max(self.longest_hold(), grace)
 
     def _interrupt(self) -> None:
@@ -212,6 +228,27 @@ class SyncStep(Step):
     def _released(self) -> None:
         self.bell.ring()
 
+    def nested_ended(self) -> None:
+        """Have the guard wait no longer than it takes to pass on what they returned."""
+        self.nested_end = _clock.now()
+        self.bell.ring()
+
+
+class Inside:
+    """A step inside another one, for that one to cut it first."""
+
+    __slots__ = ("_step",)
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+
+    def cut(self, cause: Cause, step: str | None = None) -> None:
+        """Stop the step."""
+        self._step.stop(cause)
+
+
+_HANDING_OVER = 0.1
+"""What a thread may take to return what was inside its step (in seconds)."""
 
 _FOR_NESTED = 0.9
 """Share of the grace that runs inside a step have to end by themselves."""

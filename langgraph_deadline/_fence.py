@@ -24,6 +24,7 @@ from ._langgraph import (
     writes_of,
 )
 from ._run import Run
+from ._scope import current
 from ._tasks import call_guarded
 
 
@@ -75,7 +76,9 @@ def _fenced(
         if backlog is not None:
             backlog.written += 1
             backlog.wait(step.cause_of_cut)
-        if step.cause_of_cut() is None:
+        here = current.get()  # a call inside the step may have been cut by itself
+        cut = step.cause_of_cut() or (here.cause_of_cut() if here is not None else None)
+        if cut is None:
             write(what)
 
     return fenced_write

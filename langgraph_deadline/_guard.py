@@ -14,7 +14,7 @@ from typing import Any
 
 from . import _clock
 from ._cut import AsyncStep, Step, SyncStep
-from ._run import Run
+from ._run import Run, RunScope
 from ._scope import current
 from ._threads import Job
 
@@ -39,8 +39,10 @@ def _expire(run: Run, step: Step) -> None:
         _expire(around.run, around)
     if step.cut is not None:
         return
-    if step.binding is step:
+    if isinstance(step.binding, Step):
         step.stop("step")
+    elif not isinstance(step.binding, RunScope):
+        step.stop("deadline")  # a block of the user's around this call, not the run
     elif run.phase == "working":
         run.cut("deadline", step.name)
     elif run.deadline <= _clock.now():
@@ -49,8 +51,16 @@ def _expire(run: Run, step: Step) -> None:
         run.stop(step)  # another thread is just cutting the run
 
 
-def run_sync(run: Run, step: SyncStep, body: Callable[[], Any]) -> Any:
+def run_sync(
+    run: Run, step: SyncStep, body: Callable[[], Any], context: Context | None = None
+) -> Any:
     """Call `body` in a thread of the run and wait for it as long as `step` may take.
+
+    Args:
+        run: The run.
+        step: The step.
+        body: What is called.
+        context: Where it is called; a copy of the current one, unless given.
 
     Returns:
         What `body` returns; `None` if the step was cut.
@@ -58,7 +68,7 @@ def run_sync(run: Run, step: SyncStep, body: Callable[[], Any]) -> Any:
     Raises:
         BaseException: What `body` raises, unless the step was cut.
     """
-    job = run.pool().start(context_for(step), body, step.bell.ring)
+    job = run.pool().start(context or context_for(step), body, step.bell.ring)
     while not job.done and (left := _patience(step)) > 0:
         step.bell.wait(left)
         if not job.done and step.cut is None and step.at <= _clock.now():
@@ -82,11 +92,22 @@ def _patience(step: SyncStep) -> float:
 _CLOCK_TICK = 1e-6
 
 
-async def run_async(run: Run, step: AsyncStep, body: Coroutine[Any, Any, Any]) -> Any:
+async def run_async(
+    run: Run,
+    step: AsyncStep,
+    body: Coroutine[Any, Any, Any],
+    context: Context | None = None,
+) -> Any:
     """Await `body` in a task of its own, as long as `step` may take.
 
     A cancellation from outside is passed on once, and waited for: as long as the step
     has time where something beside it failed, and for the grace once it is cut.
+
+    Args:
+        run: The run.
+        step: The step.
+        body: What is awaited.
+        context: Where it runs; a copy of the current one, unless given.
 
     Returns:
         What `body` returns; `None` if the step was cut.
@@ -97,7 +118,7 @@ async def run_async(run: Run, step: AsyncStep, body: Coroutine[Any, Any, Any]) -
     loop = asyncio.get_running_loop()
     step.settled = loop.create_future()
     task = step.task = loop.create_task(
-        _settling(step, body), context=context_for(step)
+        _settling(step, body), context=context or context_for(step)
     )
     if step.limit is not None:
         step.later(step.at - _clock.now(), step.expire)

@@ -7,11 +7,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers.langchain import LangChainTracer
 from langgraph._internal._config import (
     get_async_callback_manager_for_config,
@@ -30,6 +32,8 @@ from langgraph._internal._constants import (
     CONFIG_KEY_SEND,
     CONFIG_KEY_STREAM,
     CONFIG_KEY_TASK_ID,
+    NS_END,
+    NS_SEP,
     TASKS,
 )
 from langgraph._internal._runnable import (
@@ -100,6 +104,7 @@ __all__ = (
     "is_control_channel",
     "is_task",
     "patch_config",
+    "place_of_task",
     "read_channels",
     "route_async",
     "route_channel",
@@ -110,6 +115,7 @@ __all__ = (
     "start",
     "superstep_of",
     "task_id_of",
+    "tool_node_like",
     "traced_run",
     "write_channels",
     "writes_of",
@@ -136,6 +142,28 @@ def task_id_of(config: RunnableConfig) -> str:
     """Return a task's id, the same for all its attempts and after a resume."""
     task_id: str = config[CONF][CONFIG_KEY_TASK_ID]
     return task_id
+
+
+def place_of_task() -> str | None:
+    """Return where in which run the code is, `None` outside of a node.
+
+    The same for every attempt and after a resume: the id of the outermost graph's task,
+    and the way from there. (Inner graphs may begin anew, with other ids.)
+    """
+    config = var_child_runnable_config.get()
+    if config is None or not is_task(config):
+        return None
+    namespace: str = config[CONF].get(CONFIG_KEY_CHECKPOINT_NS) or ""
+    first, *inner = namespace.split(NS_SEP)
+    names = [level.split(NS_END)[0] for level in inner]
+    metadata = config.get("metadata") or {}
+    place = (
+        first,
+        names,
+        metadata.get("langgraph_step"),
+        metadata.get("langgraph_path"),
+    )
+    return repr(place)
 
 
 def send_of(config: RunnableConfig) -> Send:
@@ -178,6 +206,18 @@ def channels_of(config: RunnableConfig) -> Mapping[str, Any]:
     # functools.partial(local_read, scratchpad, channels, managed, task)
     channels: Mapping[str, Any] = config[CONF][CONFIG_KEY_READ].args[1]
     return channels
+
+
+def tool_node_like(node: Any, cls: type[Any], tools: dict[str, Any]) -> Any:
+    """Return a copy of a tool node, of class `cls` and with other tools.
+
+    `cls` may override `_func`, `_afunc`, `_run_one` and `_arun_one`.
+    """
+    copied = copy.copy(node)
+    copied.__class__ = cls
+    copied._tools_by_name = tools  # noqa: SLF001
+    copied.func, copied.afunc = copied._func, copied._afunc  # noqa: SLF001
+    return copied
 
 
 # Names of channels.

@@ -66,4 +66,10 @@ def cut_record(run: Run) -> Record:
         run.asked_budget,
         cause,
         tuple(dict.fromkeys(s.name for s in run.log if s.cut is not None)),
+        tuple(unknown_calls(run)),
     )
+
+
+def unknown_calls(run: Run) -> list[dict[str, Any]]:
+    """Return the run's tool calls whose outcome is unknown, as plain values."""
+    return [call.report().model_dump() for call in run.unknown]

@@ -46,6 +46,9 @@ class Record:
     cut: tuple[str, ...] = ()
     """Names of the steps that were cut."""
 
+    unknown: tuple[Mapping[str, Any], ...] = ()
+    """Tool calls that were cut after they had started: `name`, `id`, `key`, ..."""
+
     sequence: int = 0
     """Orders the records of one checkpoint."""
 
@@ -64,6 +67,7 @@ class Record:
             "budget": self.budget,
             "cause": self.cause,
             "cut": list(self.cut),
+            "unknown": [dict(call) for call in self.unknown],
             "sequence": self.sequence,
         }
 
@@ -82,7 +86,8 @@ def load(value: Any) -> Record | None:
         return None
     known = {k: v for k, v in value.items() if k in Record.__dataclass_fields__}
     try:
-        fields: dict[str, Any] = {**known, "cut": tuple(known.get("cut", ()))}
+        listed = {name: tuple(known.get(name, ())) for name in ("cut", "unknown")}
+        fields: dict[str, Any] = {**known, **listed}
         record = Record(**fields)
     except TypeError:
         return None

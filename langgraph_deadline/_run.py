@@ -12,16 +12,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import Any, Literal
+
+from langgraph.constants import START
 
 from . import _clock
 from ._backlog import Backlog
 from ._cut import AsyncStep, Step, disown
+from ._ledger import Book, Ledger
 from ._record import Record
 from ._scope import Scope, current
 from ._threads import Job, Pool, forget, running_loop
+from ._usage import Call
 from .errors import Cause, DeadlineExceeded, RunCut
 from .policy import DeadlinePolicy
 from .report import Straggler, collectors
@@ -33,6 +37,8 @@ Phase = Literal["working", "falling back", "over"]
 
 _deciding = Lock()
 """Held for an instant by who takes a step that only one of several threads may take."""
+
+_STEP = Call("steps")
 
 _CLOCK_SLACK = 1e-6
 """Timers may come this much early; a deadline that close has come."""
@@ -73,6 +79,7 @@ class Run:
         "_shares",
         "_timer",
         "active",
+        "alone",
         "asked_budget",
         "asked_until",
         "backlog",
@@ -86,10 +93,12 @@ class Run:
         "cut_superstep",
         "deadline",
         "deferring",
+        "drains",
         "fallback",
         "grace",
         "implicit",
         "interrupted",
+        "ledger",
         "loaded",
         "log",
         "logging",
@@ -114,6 +123,7 @@ class Run:
         "started_wall",
         "stragglers",
         "touched",
+        "unknown",
         "work",
     )
 
@@ -132,6 +142,7 @@ class Run:
         self.name = name
         self.fallback = fallback
         self.implicit = implicit
+        self.alone = False  # of a call outside of any graph
         self.controlled = controlled
         self.mode: Mode = policy.on_exceeded or (
             "fallback" if fallback is not None else "raise"
@@ -151,14 +162,19 @@ class Run:
         self.cause: Cause | None = None
         self.cut_step: str | None = None
         self.cut_superstep: int | None = None
-        self.claimed = False
-        self.touched = False
+        # It drains: it is cut, but for what was active when a limit was reached.
+        self.claimed = self.touched = self.drains = False
         self.active: dict[Step, None] = {}
         self.logging = bool(collectors())
         self.log: list[Step] = []
+        self.ledger = _ledger_for(policy, parent, counts=self.logging)
         # Whatever runs on, it is the outermost run that reports it.
         self.stragglers: list[Straggler] = (
             parent.run.stragglers if implicit and parent is not None else []
+        )
+        # Tool calls that were cut after they had started, by whatever run inside.
+        self.unknown: list[Any] = (
+            parent.run.unknown if implicit and parent is not None else []
         )
         self.channels: Any = None
         self.interrupted = False
@@ -197,8 +213,11 @@ class Run:
 
     @property
     def guarded(self) -> bool:
-        """Whether a step may be cut, by the clock or by hand."""
-        return self.policy.enforce and (self.bounded or self.controlled)
+        """Whether a step may be cut, by the clock, by hand or by a limit."""
+        policy = self.policy
+        return policy.enforce and (
+            self.bounded or self.controlled or policy.limits is not None
+        )
 
     def set_deadline(self, at: float) -> None:
         """Place the deadline, and with it the reserve, which starts before it."""
@@ -248,9 +267,12 @@ class Run:
     ) -> DeadlineExceeded:
         """Return the error that ends this run."""
         now = _clock.now()
+        cause, step = cause or self.cause or "deadline", step or self.cut_step
+        limit = self.ledger.refusal(cause) if self.ledger is not None else None
         return RunCut(
-            cause=cause or self.cause or "deadline",
-            step=step or self.cut_step,
+            limit.message(step) if limit is not None else None,
+            cause=cause,
+            step=step,
             budget=self.budget,
             elapsed=now - self.started + self.spent,
             remaining=self.deadline - now if self.bounded else None,
@@ -264,23 +286,41 @@ class Run:
         # through what is registered, so that one of the two sees the other.
         self.active[step] = None
         now = _clock.now()
+        cause: Cause = "deadline"
         if self.phase == "working":
             if not self.policy.enforce or now < self.work - _CLOCK_SLACK:
                 left = self.work - now
-                return "window" if left < needs and self.policy.enforce else None
-            self.cut("deadline", step.name)
+                if left < needs and self.policy.enforce:
+                    return "window"
+                over = None if self.ledger is None else self._charge_step(step)
+                if over is None:
+                    return None
+                cause = over
+            if self.phase == "working":
+                self.cut(cause, step.name)
         if self.phase == "falling back" and self._leads_from_fallback(step):
             if self.deadline - now < needs:
                 self.end()
                 return "window"
             if now < self.deadline - _CLOCK_SLACK:
+                self._drained()
                 step.extend(self.scope, self.policy.cancel_grace)
                 if step.name == self.fallback:
                     step.kind = "fallback"
                 return None
             self.end()
         self.touched = True
-        return self.cause
+        return self.cause or cause
+
+    def enter(self, step: Step, needs: float = 0.0) -> Cause | None:
+        """Enter a step inside another one, or return why it must not start."""
+        self.active[step] = None  # before the check, as in `admit`
+        if (cause := step.cause_of_cut()) is not None:
+            return cause
+        left = step.at - _clock.now()
+        if left > _CLOCK_SLACK and left >= needs:
+            return None
+        return "window" if left > _CLOCK_SLACK else "deadline"
 
     def _leads_from_fallback(self, step: Step) -> bool:
         # The superstep of the cut is the last one with ordinary steps; the one after it
@@ -288,6 +328,86 @@ class Run:
         if self.cut_superstep is None:
             self.cut_superstep = step.superstep
         return step.superstep > self.cut_superstep
+
+    # Limits beyond the clock.
+
+    def charge(self, call: Call, scope: Scope, key: Any = None) -> Cause | None:
+        """Reserve what `call` may use; return the limit that does not allow it.
+
+        The run whose limit that is has been cut then. What a fallback uses is counted,
+        and so is what a run uses that only measures.
+        """
+        if self.ledger is None:
+            return None
+        for _, run in self._limiting():
+            if run.drains and not run.answers(scope):
+                return run.cause
+        spared = self.spared(scope)
+        exceeded = self.ledger.reserve(call, key, spared)
+        if exceeded is None:
+            return None
+        book, refusal = exceeded
+        owner = dict(self._limiting()).get(book, self)
+        if book not in spared:
+            owner.touched = True
+            owner.run_dry(refusal.cause, owner.node_of(scope))
+            # The fallback, at work as an ordinary node, goes on as the fallback.
+            again = owner.answers(scope)
+            return self.charge(call, scope, key) if again else refusal.cause
+        if owner.ledger is not None and owner.ledger.overdrawn is None:
+            owner.ledger.overdrawn = (refusal.cause, len(owner.log))
+        return None
+
+    def run_dry(self, cause: Cause, node: Step | None) -> None:
+        """Cut the run because of what `node` asked for."""
+        # What has called a task waits for it: it cannot end without it.
+        alone = node if node is not None and node.kind != "task" else None
+        self.cut(cause, node.name if node is not None else None, alone)
+
+    def _drained(self) -> None:
+        """Note that nothing is active any more that was so when a limit was reached."""
+        if self.drains:
+            self.drains = False
+            self._rearm()
+
+    def _charge_step(self, step: Step) -> Cause | None:
+        counts = step.kind in ("node", "task") and step.name != START
+        return self.charge(_STEP, step) if counts else None
+
+    def spared(self, scope: Scope) -> list[Book]:
+        """Return the books whose limits do not stop what is done in `scope`."""
+        return [
+            book
+            for book, run in self._limiting()
+            if not run.policy.enforce or run.answers(scope)
+        ]
+
+    def _limiting(self) -> Iterator[tuple[Book, Run]]:
+        """Yield this run and those around it that have limits, with their books."""
+        run: Run | None = self
+        while run is not None:
+            if run.ledger is not None and run.policy.limits is not None:
+                yield run.ledger.own, run
+            parent = run.scope.parent
+            run = parent.run if parent is not None else None
+
+    def node_of(self, scope: Scope | None) -> Step | None:
+        """Return the outermost step of this run that `scope` is in."""
+        node: Step | None = None
+        while scope is not None:
+            if isinstance(scope, Step) and scope.run is self:
+                node = scope
+            scope = scope.parent
+        return node
+
+    def answers(self, scope: Scope) -> bool:
+        """Return whether `scope` is in the fallback, or in what that leads to."""
+        if self.phase != "falling back":
+            return False
+        node = self.node_of(scope)
+        return node is not None and (
+            node.kind == "fallback" or self._leads_from_fallback(node)
+        )
 
     def leave(self, step: Step) -> None:
         """Take `step` out of the active ones."""
@@ -343,16 +463,31 @@ class Run:
 
     # The cut.
 
-    def cut(self, cause: Cause, step: str | None = None) -> None:
+    def cut(
+        self, cause: Cause, step: str | None = None, node: Step | None = None
+    ) -> None:
         """End the work: stop what is active, and leave the rest to the fallback.
 
         May be called from any thread.
+
+        Args:
+            cause: Why.
+            step: Where.
+            node: What is stopped alone: what is active beside it has paid for what it
+                does. It starts nothing more, and is stopped at the work deadline.
         """
-        if self.phase != "working" or not self.policy.enforce:
+        if not self.policy.enforce or (self.phase != "working" and not self.drains):
             return
         if self._loop is not None and running_loop() is not self._loop:
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self.cut, cause, step)
+                self._loop.call_soon_threadsafe(self.cut, cause, step, node)
+            return
+        spare = self.fallback if self.mode == "fallback" else None
+        if self.phase != "working":
+            if node is None:
+                self.drains = False
+                self._stop_all(spare)
+                self._rearm()
             return
         # Parallel sync nodes find in threads of their own that time is up.
         with _deciding:
@@ -360,12 +495,13 @@ class Run:
                 return
             self.cause = cause
             self.cut_step = step
+            self.drains = node is not None
             self.phase = "falling back" if self.mode == "fallback" else "over"
-        if self.phase == "over":
+        if self.phase == "over" and node is None:
             # Nothing is left to wait for, when the cut came by hand or from a step.
             self.deadline = min(self.deadline, _clock.now())
         self.scope.at = self.deadline
-        self._stop_all(spare=self.fallback if self.mode == "fallback" else None)
+        self._stop_all(spare, node)
         self._rearm()
 
     def end(self, cause: Cause = "deadline") -> None:
@@ -383,20 +519,24 @@ class Run:
             # A run that waits for a person has nothing to be cancelled.
             self.touched, self.cause = False, None
 
-    def _stop_all(self, spare: str | None) -> None:
+    def _stop_all(self, spare: str | None, only: Step | None = None) -> None:
         for step in list(self.active):
-            if step.name == spare:
+            if step.name == spare and step.kind == "node":
                 # The fallback, at work as an ordinary node: it goes on as the fallback.
                 step.kind = "fallback"
                 step.extend(self.scope, self.policy.cancel_grace)
                 self.cut_superstep = step.superstep
-            elif step.cut is None:
+            elif spare is not None and _inside(step, "fallback"):
+                step.extend(step.parent or self.scope, step.grace)
+            elif only is not None and step is not only:
+                continue
+            elif step.cut is None and step.kind != "compensation":
                 self.stop(step)
 
     def stop(self, step: Step) -> None:
         """Stop one step of a run that was cut."""
         self.touched = True
-        if self.cut_superstep is None and step.kind != "task":
+        if self.cut_superstep is None and step.kind in ("node", "otherwise"):
             self.cut_superstep = step.superstep
         if self.cut_step is None:
             self.cut_step = step.name
@@ -432,7 +572,7 @@ class Run:
             return
         if self._timer is not None:
             self._timer.cancel()
-        if self.phase == "working":
+        if self.phase == "working" or self.drains:
             at, action = self.work, self._work_is_over
         else:
             at, action = self.deadline, self._time_is_up
@@ -500,6 +640,26 @@ class Run:
         """Keep nothing alive: what is left of the run belongs to its stragglers."""
         self.channels = self.saver = self.saved_at = self.on_change = None
         self.scope = _ENDED
+
+
+def _inside(step: Step, kind: str) -> bool:
+    """Return whether `step` is one of `kind`, or a part of one."""
+    around: Scope | None = step
+    while around is not None:
+        if isinstance(around, Step) and around.kind == kind:
+            return True
+        around = around.parent
+    return False
+
+
+def _ledger_for(
+    policy: DeadlinePolicy, parent: Scope | None, *, counts: bool
+) -> Ledger | None:
+    """Return what is used beside time, where that is limited or reported."""
+    around = parent.run.ledger if parent is not None and parent.run else None
+    if policy.limits is None and not counts:
+        return around
+    return Ledger(policy.limits, around)
 
 
 _ENDED = RunScope(None)

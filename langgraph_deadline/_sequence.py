@@ -48,11 +48,12 @@ _LATE = 1e-3  # seconds; timers are not more exact than that
 class Result:
     """What a node's body returned, and when: kept even if a writer after it is cut."""
 
-    __slots__ = ("at", "step", "value")
+    __slots__ = ("at", "began", "step", "value")
 
     def __init__(self, step: Step) -> None:
         self.step = step
         self.value: Any = MISSING
+        self.began = False
         self.at = 0.0
 
     def start(self) -> None:
@@ -82,12 +83,13 @@ class Result:
 class Parts:
     """A node's runnables: those of its body, then its writers."""
 
-    __slots__ = ("last", "proc")
+    __slots__ = ("answers", "last", "proc")
 
     def __init__(
         self, like: Any, body: Runnable[Any, Any], writers: Sequence[Any]
     ) -> None:
         """Make a sequence `like` the node's own, with its name and trace policy."""
+        self.answers: Callable[..., Any] | None = getattr(body, "answers", None)
         steps = [*_flat(body), *writers]
         if isinstance(like, RunnableSeq) and len(steps) > 1:
             self.proc: Any = copy.copy(like)
@@ -99,6 +101,7 @@ class Parts:
     def invoke(self, value: Any, config: RunnableConfig, result: Result) -> Any:
         """Run all parts; as `RunnableSeq.invoke`, but for the check after each."""
         seq = self.proc
+        result.began = True
         if not isinstance(seq, RunnableSeq):
             value = seq.invoke(value, with_handler(config))
             result.passed(0, 0, value)
@@ -126,6 +129,7 @@ class Parts:
     async def ainvoke(self, value: Any, config: RunnableConfig, result: Result) -> Any:
         """Run all parts; as `RunnableSeq.ainvoke`, in the caller's task and context."""
         seq = self.proc
+        result.began = True
         if not isinstance(seq, RunnableSeq):
             value = await seq.ainvoke(value, with_handler(config))
             result.passed(0, 0, value)

@@ -6,7 +6,7 @@ from . import _clock
 from ._cut import Step
 from ._run import Run
 from .errors import Cause, DeadlineExceeded
-from .report import Outcome, RunReport, StepReport, collectors
+from .report import Outcome, RunReport, StepReport, Usage, collectors
 
 
 def finish(run: Run, error: BaseException | None = None) -> None:
@@ -32,8 +32,10 @@ def report_of(run: Run, error: BaseException | None = None) -> RunReport:
         reserve=run.reserve,
         elapsed=_clock.now() - run.started + run.spent,
         interrupted=run.interrupted,
-        steps=[_step_report(run, step) for step in run.log],
+        steps=[_step_report(run, step, at) for at, step in enumerate(run.log)],
         stragglers=run.stragglers,
+        unknown=[call.report() for call in run.unknown],
+        usage=_usage_of(run),
     )
 
 
@@ -51,21 +53,31 @@ def outcome_of(run: Run, error: BaseException | None) -> Outcome:
     return "deadline" if late or error is not None else "completed"
 
 
-def _step_report(run: Run, step: Step) -> StepReport:
+def _usage_of(run: Run) -> Usage | None:
+    """Return what `run` used, if it has a book of its own."""
+    if run.ledger is None or (run.policy.limits is None and not run.logging):
+        return None
+    return Usage(**run.ledger.usage())
+
+
+def _step_report(run: Run, step: Step, at: int) -> StepReport:
     ended = step.ended if step.ended is not None else _clock.now()
     return StepReport(
         name=step.name,
         kind=step.kind,
         start=step.began - run.started,
         end=ended - run.started,
-        cause=step.cut or _cause_not_enforced(run, step, ended),
+        cause=step.cut or _cause_not_enforced(run, step, ended, at),
     )
 
 
-def _cause_not_enforced(run: Run, step: Step, ended: float) -> Cause | None:
+def _cause_not_enforced(run: Run, step: Step, ended: float, at: int) -> Cause | None:
     """Return why `step` would have been cut, in a run that only measures."""
     if run.policy.enforce:
         return None
     if step.limit is not None and ended - step.began > step.limit:
         return "step"
+    over = run.ledger.overdrawn if run.ledger is not None else None
+    if over is not None and over[1] <= at:
+        return over[0]
     return "deadline" if ended > run.work else None

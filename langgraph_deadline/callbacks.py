@@ -12,8 +12,10 @@ from uuid import UUID
 from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
 
 from . import _clock
+from ._ledger import Ledger
 from ._run import run_here
 from ._scope import current
+from ._usage import Call, length_of, model_call, usage_of, was_refused
 from .deadline import positive_seconds_of
 from .errors import DeadlineExceeded
 
@@ -23,9 +25,10 @@ class DeadlineHandler(GraphCallbackHandler):
 
     Events are the start of a model, tool, retriever or chain (and so of every node and
     subgraph), and every token of a streaming model. `compile(deadline=)` attaches one
-    that knows the run it is in. Made by hand, with a number of seconds, and passed in
-    `config["callbacks"]` it bounds any graph: every run is counted from its own first
-    event, so one handler may serve many runs, also at the same time.
+    that knows the run it is in, and keeps to its `Limits` too. Made by hand, with a
+    number of seconds, and passed in `config["callbacks"]` it bounds any graph: every
+    run is counted from its own first event, so one handler may serve many runs, also at
+    the same time.
 
     Args:
         deadline: Budget of each run, a number of seconds or a `timedelta`; `None` to
@@ -114,6 +117,9 @@ class DeadlineHandler(GraphCallbackHandler):
     ) -> None:
         """Refuse a model call that has no time."""
         self._starting(str(kwargs.get("name") or "model"), run_id, parent_run_id)
+        if (ledger := _ledger_here()) is not None:
+            call = model_call(messages, serialized, kwargs, weighs=ledger.weighs)
+            _charge(call, run_id)
 
     def on_llm_start(
         self,
@@ -126,6 +132,9 @@ class DeadlineHandler(GraphCallbackHandler):
     ) -> None:
         """Refuse a model call that has no time."""
         self._starting(str(kwargs.get("name") or "model"), run_id, parent_run_id)
+        if (ledger := _ledger_here()) is not None:
+            call = model_call(prompts, serialized, kwargs, weighs=ledger.weighs)
+            _charge(call, run_id)
 
     def on_tool_start(
         self,
@@ -139,6 +148,8 @@ class DeadlineHandler(GraphCallbackHandler):
         """Refuse a tool call that has no time."""
         name = (serialized or {}).get("name") or kwargs.get("name") or "tool"
         self._starting(str(name), run_id, parent_run_id)
+        if _ledger_here() is not None:
+            _charge(Call("tool_calls"), run_id)
 
     def on_retriever_start(
         self,
@@ -179,20 +190,34 @@ class DeadlineHandler(GraphCallbackHandler):
         self._ended(run_id)
 
     def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        """Forget the run."""
+        """Book what the model used, and forget the run."""
         self._ended(run_id)
+        if (ledger := _ledger_here()) is not None:
+            used = usage_of(response)
+            estimate = length_of(response) if used is None and ledger.weighs else 0
+            ledger.book(run_id, used, estimate)
 
     def on_llm_error(self, error: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        """Forget the run."""
+        """Give back what the model did not use for certain, and forget the run."""
         self._ended(run_id)
+        if (ledger := _ledger_here()) is not None:
+            # What was abandoned may be generated, and billed, to its end.
+            if was_refused(error) and not length_of(kwargs.get("response")):
+                ledger.release(run_id)
+            else:
+                ledger.keep(run_id)
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Forget the run."""
         self._ended(run_id)
+        if (ledger := _ledger_here()) is not None:
+            ledger.keep(run_id)
 
     def on_tool_error(self, error: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Forget the run."""
         self._ended(run_id)
+        if (ledger := _ledger_here()) is not None:
+            ledger.keep(run_id)
 
     def on_retriever_end(self, documents: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Forget the run."""
@@ -215,3 +240,24 @@ class DeadlineHandler(GraphCallbackHandler):
 
 ATTACHED = DeadlineHandler()
 """The handler of every bounded graph: it holds nothing, the context knows the run."""
+
+
+def _ledger_here() -> Ledger | None:
+    run = run_here()
+    return run.ledger if run is not None else None
+
+
+def _charge(call: Call, run_id: UUID) -> None:
+    """Reserve what `call` may use; once, though two of our handlers may hear of it.
+
+    Raises:
+        DeadlineExceeded: If that exceeds a limit.
+        ValueError: If its model has no price.
+    """
+    run, scope = run_here(), current.get()
+    if run is None or scope is None:
+        return
+    cause = run.charge(call, scope, run_id)
+    if cause is not None:
+        step = scope.step
+        raise run.error(step=step.name if step is not None else None, cause=cause)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from langchain_core import exceptions
 from langgraph.errors import GraphBubbleUp
+
+if TYPE_CHECKING:
+    from langchain_core.exceptions import ModelError
+else:  # before langchain-core 1.6 there is none, and nothing that asks for it
+    ModelError = getattr(exceptions, "ModelError", exceptions.LangChainException)
 
 Cause = Literal[
     "deadline",
@@ -20,10 +26,11 @@ Cause = Literal[
 """Why a run or a step was cut or refused."""
 
 
-class DeadlineExceeded(TimeoutError):  # noqa: N818 - the field's name for it
+class DeadlineExceeded(TimeoutError, ModelError):  # noqa: N818 - the field's name
     """A run, a step or a scope ran out of time, or was not started for lack of it.
 
-    A `TimeoutError`, and therefore left alone by LangGraph's default retry policy.
+    A `TimeoutError`, and therefore left alone by LangGraph's default retry policy; a
+    `ModelError` that is not retryable, and therefore by LangChain's middleware.
 
     Attributes:
         cause: Why: `deadline`, `step`, `cancelled`, `window`, ...
@@ -33,6 +40,8 @@ class DeadlineExceeded(TimeoutError):  # noqa: N818 - the field's name for it
         remaining: What was left of the limit (in seconds), negative once it passed.
         needed: The minimum window that was asked for (in seconds).
     """
+
+    is_retryable = False
 
     def __init__(
         self,
@@ -102,9 +111,10 @@ class RunCut(DeadlineExceeded, GraphBubbleUp):
 
 
 class NoTimeToRetry(DeadlineExceeded, GraphBubbleUp):
-    """A failed step has no time for another attempt; passes the engine's retry loop.
+    """A step has no time for another attempt, or a tool call is over for good.
 
-    Only ever seen inside the guard, which makes a plain `DeadlineExceeded` of it.
+    Passes retry loops and the error handling of tool nodes. Only ever seen inside the
+    guard, which makes a plain `DeadlineExceeded` of it.
     """
 
 

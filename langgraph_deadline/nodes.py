@@ -12,7 +12,7 @@ from langgraph.constants import START
 from langgraph.errors import GraphInterrupt
 from langgraph.types import RetryPolicy, Send
 
-from ._channels import CLEAR, CUT, close, leftovers, reopen, state_writes
+from ._channels import CLEAR, CUT, UNKNOWN, close, leftovers, reopen, state_writes
 from ._cut import AsyncStep, Step, SyncStep
 from ._fence import copied, fenced, unfenced
 from ._guard import run_async, run_sync
@@ -33,7 +33,8 @@ from ._langgraph import (
     task_id_of,
     writes_of,
 )
-from ._notes import cut_record, running_record
+from ._notes import cut_record, running_record, unknown_calls
+from ._open_calls import answers
 from ._record import RECORD_KEY
 from ._run import Run, run_here
 from ._scope import remaining
@@ -385,13 +386,24 @@ class GuardedNode(Runnable[Any, Any]):
         if verdict == "raise":
             raise end_of(run, step)
         kept = value if self.name == START else result.kept()
+        if kept is MISSING:
+            kept = self._answers(value, result)
         if kept is not MISSING:
             self._keep(kept, config)
         writes: list[tuple[str, Any]] = [(RECORD_KEY, CUT)]
         if run.claim():
             writes.extend(self._way_on(run, verdict, value, config))
+        elif run.unknown and not run.implicit:
+            writes.append((RECORD_KEY, {UNKNOWN: unknown_calls(run)}))
         writes_of(config).extend(writes)
         return None if kept is MISSING else kept
+
+    def _answers(self, value: Any, result: Result) -> Any:
+        """Return what is written for tool calls that a cut left without an answer."""
+        parts: Parts = self.__dict__.get("_async_parts") or self._parts
+        if parts.answers is None:
+            return MISSING
+        return parts.answers(value, started=result.began)
 
     def _keep(self, value: Any, config: RunnableConfig) -> None:
         """Write the state update of a body that finished, and none of its edges."""
@@ -437,6 +449,8 @@ class GuardedNode(Runnable[Any, Any]):
         """Write a new run's record, if it needs one, and clear what was left behind."""
         channels = run.channels = channels_of(config)
         writes = leftovers(channels) if run.reset else []
+        if run.reset:
+            writes_of(config).extendleft(reversed(answers(channels)))
         if run.implicit:
             pass  # the run around it has the record
         elif run.asked_budget is not None:
@@ -468,8 +482,7 @@ class _Attempt:
         self._stream = stream
 
     def invoke(self, value: Any, config: RunnableConfig) -> Any:
-        self._result.start()
-        self._writes.clear()
+        self._begin()
         try:
             return self._parts.invoke(value, config, self._result)
         except Exception as error:
@@ -477,8 +490,7 @@ class _Attempt:
             raise
 
     async def ainvoke(self, value: Any, config: RunnableConfig) -> Any:
-        self._result.start()
-        self._writes.clear()
+        self._begin()
         try:
             if self._stream:
                 return await self._parts.astream(value, config)
@@ -486,6 +498,11 @@ class _Attempt:
         except Exception as error:
             self._failed(error, config)
             raise
+
+    def _begin(self) -> None:
+        self._result.start()
+        self._result.step.counts = None
+        self._writes.clear()
 
     def _failed(self, error: Exception, config: RunnableConfig) -> None:
         if self._retries:

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from .deadline import Deadline, positive_seconds_of, seconds_of
+from .limits import Limits
 
 DEFAULT_RESERVE = 0.2
 """Share of the budget kept for the fallback, where there is one."""
@@ -118,6 +119,9 @@ class DeadlinePolicy(_Frozen):
 
     cancel_grace: NotNegative = 0.25
     """How long cut async work is waited for before it is given up (in seconds)."""
+
+    limits: Limits | None = None
+    """What the run may use beside time: steps, calls, tokens, cost."""
 
     enforce: bool = True
     """`False` only records what would have been cut."""

@@ -20,11 +20,34 @@ class StepReport(BaseModel):
     """One step of a run; times are seconds since the run started."""
 
     name: str
-    kind: Literal["node", "task", "otherwise", "fallback"] = "node"
+    kind: Literal[
+        "node",
+        "task",
+        "otherwise",
+        "fallback",
+        "tool",
+        "model",
+        "call",
+        "compensation",
+    ] = "node"
     start: float
     end: float
     cause: Cause | None = None
     """Why it was cut or refused; `None` for a step that finished by itself."""
+
+
+class ToolCallReport(BaseModel):
+    """A tool call that was cut after it had started: its outcome is unknown."""
+
+    name: str
+    id: str | None = None
+    """The model's id of the call."""
+
+    key: str
+    """Its idempotency key."""
+
+    compensation: Literal["done", "failed"] | None = None
+    """What became of its compensation, if it has one."""
 
 
 class Straggler(BaseModel):
@@ -66,6 +89,27 @@ class Straggler(BaseModel):
         self.running = False
 
 
+class Usage(BaseModel):
+    """What a run used beside time, nested graphs included."""
+
+    steps: int = 0
+    """Nodes and tasks that ran; not the fallback, nor what it led to."""
+
+    model_calls: int = 0
+    tool_calls: int = 0
+    input_tokens: int | None = None
+    """Tokens of prompts, as far as models reported them; `None` if none did."""
+
+    output_tokens: int | None = None
+    """Tokens of answers, as far as models reported them; `None` if none did."""
+
+    cost: float | None = None
+    """What those tokens cost, by the prices in `Limits`; `None` without prices."""
+
+    unreported: int = 0
+    """Model calls whose tokens nobody knows; they are in no sum."""
+
+
 class RunReport(BaseModel):
     """How one run ended and where its time went."""
 
@@ -85,6 +129,11 @@ class RunReport(BaseModel):
 
     steps: list[StepReport] = Field(default_factory=list)
     stragglers: list[Straggler] = Field(default_factory=list)
+    unknown: list[ToolCallReport] = Field(default_factory=list)
+    """Tool calls whose outcome is unknown."""
+
+    usage: Usage | None = None
+    """What was used beside time."""
 
 
 _collectors: ContextVar[tuple[list[RunReport], ...]] = ContextVar(

@@ -1,0 +1,176 @@
+"""Functions and Runnables with a deadline."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from langchain_core.runnables import Runnable, RunnableConfig
+from pydantic import BaseModel
+
+from ._calls import CallLimit, call_async, call_sync
+from ._streams import stream_async, stream_sync
+from .errors import DeadlineExceeded
+
+
+def bounded_function(function: Any, limit: CallLimit) -> Any:
+    """Return `function` (sync or async) so that its calls end on time.
+
+    Raises:
+        TypeError: If it is a class or a generator function.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    if isinstance(function, type):
+        msg = f"with_deadline() takes no class: pass a method or instance of {name}"
+        raise TypeError(msg)
+    call = getattr(function, "__call__", None)  # noqa: B004 - of an instance
+    if any(_generates(f) for f in (function, call)):
+        msg = (
+            f"with_deadline() takes no generator function such as {name!r}: bound what "
+            "reads from it, or use `check` in it"
+        )
+        raise TypeError(msg)
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
+
+        async def awithin(*args: Any, **kwargs: Any) -> Any:
+            body = functools.partial(function, *args, **kwargs)
+            return await call_async(name, "call", limit, body)
+
+        return _like(function, awithin)
+
+    def within(*args: Any, **kwargs: Any) -> Any:
+        body = functools.partial(function, *args, **kwargs)
+        return call_sync(name, "call", limit, body)
+
+    return _like(function, within)
+
+
+def _generates(function: Any) -> bool:
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
+def _like(function: Any, wrapper: Any) -> Any:
+    if not hasattr(function, "__name__"):  # a partial, or an instance with `__call__`
+        wrapper.__name__ = type(function).__name__
+        wrapper.__wrapped__ = function
+        return wrapper
+    return functools.wraps(function)(wrapper)
+
+
+class BoundedRunnable(Runnable[Any, Any]):
+    """What a Runnable gains; mixed into its class, so that it stays what it was."""
+
+    _deadline_limit: CallLimit
+
+    def deadline_limit(self) -> CallLimit:
+        """Return the limit of each call."""
+        return self._deadline_limit
+
+    def _call_name(self) -> str:
+        return self.get_name()
+
+    def invoke(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Any:
+        """Call the Runnable, on time."""
+        body = functools.partial(super().invoke, input, config, **kwargs)
+        return call_sync(self._call_name(), "call", self._deadline_limit, body)
+
+    async def ainvoke(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Any:
+        """Call the Runnable, on time."""
+        body = functools.partial(super().ainvoke, input, config, **kwargs)
+        return await call_async(self._call_name(), "call", self._deadline_limit, body)
+
+    def stream(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[Any]:
+        """Stream from the Runnable, on time."""
+        make = functools.partial(super().stream, input, config, **kwargs)
+        return stream_sync(self._call_name(), "call", self._deadline_limit, make)
+
+    def astream(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        """Stream from the Runnable, on time."""
+        make = functools.partial(super().astream, input, config, **kwargs)
+        return stream_async(self._call_name(), "call", self._deadline_limit, make)
+
+    def transform(
+        self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[Any]:
+        """Stream from the Runnable, on time."""
+        make = functools.partial(super().transform, input, config, **kwargs)
+        return stream_sync(self._call_name(), "call", self._deadline_limit, make)
+
+    def atransform(
+        self,
+        input: AsyncIterator[Any],
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[Any]:
+        """Stream from the Runnable, on time."""
+        make = functools.partial(super().atransform, input, config, **kwargs)
+        return stream_async(self._call_name(), "call", self._deadline_limit, make)
+
+    # Each item of a batch is a call of its own, whatever the Runnable would make of it.
+
+    def batch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
+        """Call the Runnable for each input, each on time."""
+        return Runnable.batch(self, inputs, config, **kwargs)
+
+    async def abatch(
+        self, inputs: list[Any], config: Any = None, **kwargs: Any
+    ) -> list[Any]:
+        """Call the Runnable for each input, each on time."""
+        return await Runnable.abatch(self, inputs, config, **kwargs)
+
+    def with_retry(
+        self, *, retry_if_exception_type: Any = (Exception,), **kwargs: Any
+    ) -> Runnable[Any, Any]:
+        """Return the Runnable with retries, but none of what ran out of time."""
+        kinds = retry_in_time(retry_if_exception_type)
+        return super().with_retry(retry_if_exception_type=kinds, **kwargs)
+
+
+def bounded_runnable(runnable: Runnable[Any, Any], limit: CallLimit) -> Any:
+    """Return a copy whose calls end on time; the original stays as it was."""
+    if isinstance(runnable, BoundedRunnable):
+        limit = limit.within(runnable.deadline_limit())
+    is_model = isinstance(runnable, BaseModel)
+    copied = runnable.model_copy() if is_model else copy.copy(runnable)
+    if not isinstance(runnable, BoundedRunnable):
+        cls = class_of(BoundedRunnable, type(runnable))
+        object.__setattr__(copied, "__class__", cls)
+    vars(copied)["_deadline_limit"] = limit
+    return copied
+
+
+@functools.cache
+def class_of(mixin: type[Any], cls: type[Any]) -> type[Any]:
+    """Return the class of bounded objects of class `cls`: a subclass, named like it."""
+    names = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    made: type[Any] = type(cls)(cls.__name__, (mixin, cls), names)
+    made.__qualname__ = cls.__qualname__
+    return made
+
+
+class _InTime(type):
+    """The type of a type of errors that holds none of those that ran out of time."""
+
+    kinds: tuple[type[BaseException], ...]
+
+    def __instancecheck__(cls, error: object) -> bool:
+        return isinstance(error, cls.kinds) and not isinstance(error, DeadlineExceeded)
+
+
+def retry_in_time(kinds: Any) -> Any:
+    """Return what `with_retry(retry_if_exception_type=)` needs to leave ours alone."""
+    if callable(kinds) and not isinstance(kinds, type):
+        return lambda error: kinds(error) and not isinstance(error, DeadlineExceeded)
+    listed = kinds if isinstance(kinds, tuple) else (kinds,)
+    return (_InTime("RetriedInTime", (Exception,), {"kinds": listed}),)

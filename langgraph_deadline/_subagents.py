@@ -1,0 +1,330 @@
+"""Agents that are called inside a tool: found where the tool's code holds them.
+
+An agent that is no node of the graph (`deepagents` keeps its sub-agents in a closure, a
+user's tool its agent in a module's global) would run in threads that nobody can give
+up, and lose what it found when it is cut. So the tools of a bounded graph get copies of
+their functions, in which such a graph is replaced by one that can be cut. What holds no
+graph is left as it is, and the originals always are.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+from collections.abc import Callable, Iterator, MutableMapping
+from types import CellType, CodeType, FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableSequence
+from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.tools import BaseTool
+from langgraph.pregel import Pregel
+
+from ._scope import current
+
+if TYPE_CHECKING:
+    _Dict = dict[Any, Any]
+else:
+
+    class _Dict(MutableMapping, dict):
+        """A dict whose every method goes by the few that its subclass has."""
+
+
+Adopt = Callable[[Any], Any]
+"""Returns a graph so that it can be cut, and anything else as it is."""
+
+T = TypeVar("T", bound=BaseTool)
+
+_DEPTH = 3
+"""How deep in dicts and tuples a graph is looked for."""
+
+_WRITES_GLOBALS = ("STORE_GLOBAL", "DELETE_GLOBAL")
+
+
+def adopted_tool(tool: T, adopt: Adopt) -> T:
+    """Return a copy of `tool` that calls graphs which can be cut; or `tool` itself.
+
+    Args:
+        tool: The tool; one that holds no graph is returned as it is.
+        adopt: Returns a graph so that it can be cut and hand over what it has.
+    """
+    found = _Adoption(adopt)
+    fields = {name: getattr(tool, name, None) for name in type(tool).model_fields}
+    private = dict(tool.__pydantic_private__ or {})
+    changed = {k: found.instead(v) for k, v in fields.items() if found.reaches(v)}
+    hidden = {k: found.instead(v) for k, v in private.items() if found.reaches(v)}
+    if not changed and not hidden:
+        return tool
+    copied = tool.model_copy(update=changed)
+    object.__setattr__(copied, "__pydantic_private__", {**private, **hidden} or None)
+    return copied
+
+
+def adopted_function(func: Any, adopt: Adopt) -> Any:
+    """Return a copy of `func` that calls graphs which can be cut; or `func` itself."""
+    found = _Adoption(adopt)
+    return found.instead(func) if found.reaches(func) else func
+
+
+class _Adoption:
+    """Looks for graphs in what a function can reach, and replaces them in copies."""
+
+    def __init__(self, adopt: Adopt) -> None:
+        self._adopt = adopt
+        self._made: dict[int, tuple[Any, Any]] = {}  # keeps the originals alive
+        self._looked: dict[int, tuple[Any, bool]] = {}
+
+    # Looking.
+
+    def reaches(self, value: Any, depth: int = _DEPTH) -> bool:
+        """Return whether there is a graph in `value` that would be replaced."""
+        if isinstance(value, Pregel):
+            return self._graph(value) is not value
+        if isinstance(value, FunctionType):
+            return self._function_reaches(value)
+        return any(self.reaches(part, depth - 1) for part in _parts(value, depth))
+
+    def _function_reaches(self, func: FunctionType) -> bool:
+        if id(func) not in self._looked:
+            self._looked[id(func)] = (func, False)  # for functions that call each other
+            held = (*_held(func), *(v for _, v in _globals_used(func)))
+            self._looked[id(func)] = (func, any(self.reaches(v) for v in held))
+        return self._looked[id(func)][1]
+
+    # Replacing.
+
+    def instead(self, value: Any) -> Any:
+        """Return what to use in place of `value`, itself where it holds no graph."""
+        if not self.reaches(value):
+            return value
+        if isinstance(value, Pregel):
+            return self._graph(value)
+        if id(value) not in self._made:
+            if isinstance(value, FunctionType):
+                return self._function(value)
+            self._made[id(value)] = (value, self._container(value))
+        return self._made[id(value)][1]
+
+    def _graph(self, graph: Any) -> Any:
+        if id(graph) not in self._made:
+            self._made[id(graph)] = (graph, self._adopt(graph))
+        return self._made[id(graph)][1]
+
+    def _container(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _View(value, self.instead)
+        if isinstance(value, tuple):
+            return tuple(self.instead(part) for part in value)
+        if isinstance(value, functools.partial):
+            args = [self.instead(arg) for arg in value.args]
+            named = {k: self.instead(v) for k, v in value.keywords.items()}
+            return functools.partial(self.instead(value.func), *args, **named)
+        if isinstance(value, MethodType):
+            return MethodType(self.instead(value.__func__), value.__self__)
+        if isinstance(value, RunnableBindingBase):
+            return value.model_copy(update={"bound": self.instead(value.bound)})
+        steps = [self.instead(step) for step in value.steps]
+        return RunnableSequence(*steps, name=value.name)
+
+    def _function(self, func: FunctionType) -> FunctionType:
+        cells = func.__closure__ or ()
+        fresh = tuple(
+            CellType() if self._replaced(func, name, cell) else cell
+            for name, cell in zip(func.__code__.co_freevars, cells, strict=True)
+        )
+        copied = FunctionType(
+            func.__code__, self._globals(func), func.__name__, None, fresh or None
+        )
+        # Known before its cells are filled: functions may hold each other.
+        self._made[id(func)] = (func, copied)
+        for cell, new in zip(cells, fresh, strict=True):
+            if new is not cell:
+                new.cell_contents = self.instead(cell.cell_contents)
+        defaults, named = func.__defaults__, func.__kwdefaults__
+        copied.__defaults__ = defaults and tuple(map(self.instead, defaults))
+        copied.__kwdefaults__ = cast(
+            "dict[str, Any]",
+            named and {name: self.instead(value) for name, value in named.items()},
+        )
+        copied.__dict__ = func.__dict__  # shared: functions keep things there
+        for name in ("__module__", "__qualname__", "__doc__", "__annotations__"):
+            setattr(copied, name, getattr(func, name))
+        return copied
+
+    def _replaced(self, func: FunctionType, name: str, cell: CellType) -> bool:
+        """Return whether a cell is replaced; others stay shared with the original."""
+        if ("STORE_DEREF", name) in _operations(func.__code__):
+            return False  # it is the function's own variable
+        return any(self.reaches(value) for value in _content(cell))
+
+    def _globals(self, func: FunctionType) -> Any:
+        used = {name for name, value in _globals_used(func) if self.reaches(value)}
+        if not used:
+            return func.__globals__
+        view = _View(func.__globals__, self.instead, used)
+        # What reads a function's globals from outside of its code looks here.
+        dict.update(view, func.__globals__)
+        return view
+
+
+class _View(_Dict):
+    """A dict as it is at any time, but for the graphs in it."""
+
+    # It is a dict for those who ask, and for functions whose globals it is.
+
+    def __init__(
+        self, real: dict[Any, Any], instead: Adopt, only: set[str] | None = None
+    ) -> None:
+        self._real = real
+        self._instead = instead
+        self._only = only
+
+    def __getitem__(self, key: Any) -> Any:
+        value = self._real[key]
+        if self._only is not None and key not in self._only:
+            return value
+        return self._instead(value)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._real[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        del self._real[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._real)
+
+    def __len__(self) -> int:
+        return len(self._real)
+
+    def __repr__(self) -> str:
+        return repr(self._real)
+
+    def copy(self) -> dict[Any, Any]:
+        return dict(self.items())
+
+
+def _parts(value: Any, depth: int) -> Iterator[Any]:
+    """Yield what a container holds in which a graph is looked for."""
+    if depth <= 0:
+        return
+    if isinstance(value, dict):
+        yield from list(value.values())
+    elif isinstance(value, tuple):
+        yield from value
+    elif isinstance(value, functools.partial):
+        yield from (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, MethodType):
+        yield value.__func__
+    elif isinstance(value, RunnableBindingBase):
+        yield value.bound
+    elif isinstance(value, RunnableSequence):
+        yield from value.steps
+
+
+def _held(func: FunctionType) -> Iterator[Any]:
+    """Yield what a function holds in its closure and as defaults."""
+    for cell in func.__closure__ or ():
+        yield from _content(cell)
+    yield from func.__defaults__ or ()
+    yield from (func.__kwdefaults__ or {}).values()
+
+
+def _content(cell: CellType) -> Iterator[Any]:
+    try:
+        yield cell.cell_contents
+    except ValueError:
+        return  # empty as yet
+
+
+def _globals_used(func: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield the graphs, and the functions of the same module, that `func` names.
+
+    Not for a function that writes globals: it would write to a copy.
+    """
+    operations = _operations(func.__code__)
+    if any(operation in _WRITES_GLOBALS for operation, _ in operations):
+        return
+    for operation, name in operations:
+        value = func.__globals__.get(name) if operation == "LOAD_GLOBAL" else None
+        mine = getattr(value, "__globals__", None) is func.__globals__
+        if mine or isinstance(value, (Pregel, RunnableBindingBase, RunnableSequence)):
+            yield name, value
+
+
+@functools.lru_cache(maxsize=1024)
+def _operations(code: CodeType) -> frozenset[tuple[str, Any]]:
+    """Return the operations on names of a function and those defined in it."""
+    found = {(op.opname, op.argval) for op in dis.get_instructions(code) if op.argval}
+    names = {pair for pair in found if isinstance(pair[1], str)}
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= _operations(constant)
+    return frozenset(names)
+
+
+# What a sub-agent that was cut hands up.
+
+
+def handing_up(graph: Any) -> Any:
+    """Return `graph`, a bounded copy, so that its results are closed when it is cut."""
+    graph.__class__ = _handing_up_class(type(graph))
+    return graph
+
+
+class _HandingUp(Pregel[Any, Any, Any, Any]):
+    """What a graph called inside a tool gains; mixed into its class."""
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Any:
+        return _closed(super().invoke(*args, **kwargs))
+
+    async def ainvoke(self, *args: Any, **kwargs: Any) -> Any:
+        return _closed(await super().ainvoke(*args, **kwargs))
+
+
+_classes: dict[type[Any], type[Any]] = {}
+
+
+def _handing_up_class(cls: type[Any]) -> type[Any]:
+    found = _classes.get(cls)
+    if found is None:
+        names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        found = _classes[cls] = type(cls.__name__, (_HandingUp, cls), names)
+    return found
+
+
+def _closed(result: Any) -> Any:
+    """Return an agent's result; if it was cut, with what it found as its last message.
+
+    Whoever called it looks there.
+    """
+    scope = current.get()
+    if scope is None or scope.cause_of_cut() is None or not isinstance(result, dict):
+        return result
+    messages = result.get("messages")
+    if not isinstance(messages, list) or not messages or _ended(messages[-1]):
+        return result
+    said = [message for message in messages if isinstance(message, BaseMessage)]
+    return {**result, "messages": [*messages, AIMessage(_found(said))]}
+
+
+def _ended(message: Any) -> bool:
+    """Return whether a message is the last word of an agent that finished."""
+    if not isinstance(message, AIMessage):
+        return False
+    return bool(message.text.strip()) and not message.tool_calls
+
+
+def _found(messages: list[BaseMessage]) -> str:
+    """Return what was said and found since the question, as text."""
+    questions = (i for i, m in enumerate(messages) if isinstance(m, HumanMessage))
+    lines: list[str] = []
+    for message in messages[max(questions, default=-1) + 1 :]:
+        if text := message.text.strip():
+            tool = isinstance(message, ToolMessage)
+            lines.append(f"{message.name or 'tool'}: {text}" if tool else text)
+    if not lines:
+        return "Time ran out before anything was found."
+    head = "Time ran out before the work was finished. What was found so far:"
+    return "\n".join((head, *lines))
