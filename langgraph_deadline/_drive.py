@@ -112,7 +112,7 @@ def _finish_stream(run: Run, context: Context, stream: Any) -> None:
     bell = Bell()
     job = run.pool().start(context, close, bell.ring)
     now = _clock.now()
-    until = now + max(ENGINE_PATIENCE, run.patience())
+    until = now + max(run.engine_patience, run.patience())
     if run.interrupted or run.phase == "working":
         until = max(until, min(run.deadline, now + _LONGEST_JOIN))
     while not job.done and (left := until - _clock.now()) > 0:
@@ -160,7 +160,7 @@ def _wait_on(run: Run, job: Job, bell: Bell, until: float) -> None:
     """Wait as long as steps resist, and then for the engine, which needs little."""
     while not job.done and run.active and (left := until - _clock.now()) > 0:
         bell.wait(left)
-    until = _clock.now() + ENGINE_PATIENCE
+    until = _clock.now() + run.engine_patience
     while not job.done and (left := until - _clock.now()) > 0:
         bell.wait(left)
 

@@ -212,6 +212,15 @@ class Run:
         return self.deadline != math.inf
 
     @property
+    def engine_patience(self) -> float:
+        """What the engine may take to end after the last step (in seconds).
+
+        It needs a millisecond or two, but a machine may be busy, and an engine that is
+        left behind in a checkpointer uses it while its owner may be closing it.
+        """
+        return max(ENGINE_PATIENCE, self.policy.cancel_grace)
+
+    @property
     def guarded(self) -> bool:
         """Whether a step may be cut, by the clock, by hand or by a limit."""
         policy = self.policy
@@ -339,9 +348,6 @@ class Run:
         """
         if self.ledger is None:
             return None
-        for _, run in self._limiting():
-            if run.drains and not run.answers(scope):
-                return run.cause
         spared = self.spared(scope)
         exceeded = self.ledger.reserve(call, key, spared)
         if exceeded is None:
@@ -473,8 +479,8 @@ class Run:
         Args:
             cause: Why.
             step: Where.
-            node: What is stopped alone: what is active beside it has paid for what it
-                does. It starts nothing more, and is stopped at the work deadline.
+            node: What is stopped alone, for a limit. What is active beside it is within
+                the limits, and may end by itself, up to the work deadline.
         """
         if not self.policy.enforce or (self.phase != "working" and not self.drains):
             return
@@ -484,10 +490,9 @@ class Run:
             return
         spare = self.fallback if self.mode == "fallback" else None
         if self.phase != "working":
-            if node is None:
-                self.drains = False
-                self._stop_all(spare)
-                self._rearm()
+            self.drains = node is not None
+            self._stop_all(spare, node)
+            self._rearm()
             return
         # Parallel sync nodes find in threads of their own that time is up.
         with _deciding:
@@ -586,14 +591,16 @@ class Run:
     def _time_is_up(self) -> None:
         patience = self.patience()
         self.end()
-        self._wait_for_engine(max(patience, 0.0 if self.active else ENGINE_PATIENCE))
+        self._wait_for_engine(
+            max(patience, 0.0 if self.active else self.engine_patience)
+        )
 
     def _nothing_resists(self) -> None:
         """All steps have ended; what the engine needs from here on is little."""
         if self.on_change is not None:
             self.on_change()
         if self._loop is not None and running_loop() is self._loop:
-            self._wait_for_engine(ENGINE_PATIENCE)
+            self._wait_for_engine(self.engine_patience)
 
     def _wait_for_engine(self, seconds: float) -> None:
         if self._loop is None:

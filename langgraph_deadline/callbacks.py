@@ -13,6 +13,7 @@ from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
 
 from . import _clock
 from ._ledger import Ledger
+from ._partial import is_partial
 from ._run import run_here
 from ._scope import current
 from ._usage import Call, length_of, model_call, usage_of, was_refused
@@ -172,6 +173,8 @@ class DeadlineHandler(GraphCallbackHandler):
         **kwargs: Any,
     ) -> None:
         """Stop a model at its next token; the vendor's connection closes with it."""
+        if is_partial(getattr(kwargs.get("chunk"), "message", None)):
+            return  # the last word of a model that was cut
         self._check_scope("model token")
         if self.seconds is not None:
             now = _clock.now()

@@ -70,7 +70,8 @@ class Limits(BaseModel):
     The most that a call may use is reserved before it starts, and what it did use is
     booked when it has ended. What does not fit is not started: the run is cut, on the
     same route to the same fallback as at its deadline, with the limit's name as the
-    cause. What the fallback uses is counted and never refused.
+    cause. Steps that are at work beside it may end, within the limits, up to the work
+    deadline. What the fallback uses is counted and never refused.
 
     Tokens of a prompt are estimated (a token for four characters), those of an answer
     are the call's own maximum (`max_tokens` and its siblings). Where a model has no

@@ -1262,9 +1262,9 @@ def test_c7_threads_that_find_at_once_that_time_is_up_have_one_fallback(
     """One thread cuts the run; another, which finds the cut half done, ends no run."""
     stop_all = Run._stop_all
 
-    def slowly(self: Run, spare: str | None) -> None:
+    def slowly(self: Run, *args: Any) -> None:
         time.sleep(0.2)  # the other node's guard wakes up meanwhile
-        stop_all(self, spare)
+        stop_all(self, *args)
 
     monkeypatch.setattr(Run, "_stop_all", slowly)
     trial = Trial(how)

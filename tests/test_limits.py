@@ -1,21 +1,21 @@
 """Limits beyond the clock: reserved before a call, booked after it, on the same route.
 
-Nothing here waits for anything, so there are no times: the policies have limits only,
-unless a test says otherwise.
+Most policies here have limits only: there is no time in them, and nothing waits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
-import itertools
 import json
 import math
 import operator
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -972,23 +972,22 @@ def test_parallel_branches_that_race_for_the_last_calls_do_not_share_them(
     assert (driven.report.outcome, driven.report.cause) == ("limit", "model_calls")
 
 
+@pytest.mark.realtime
 @pytest.mark.parametrize("how", ALL)
-@pytest.mark.parametrize("limits", [Limits(steps=5), Limits(model_calls=5)])
+@pytest.mark.parametrize("limits", [Limits(steps=3), Limits(model_calls=3)])
 def test_what_is_under_way_beside_the_last_call_may_end(
     limits: Limits, how: How
 ) -> None:
     """Its call has been paid for; what it returns is kept, its edges do not fire."""
-    asked_now = threading.Barrier(5)
-    arrived: list[int] = []
+    all_asked = threading.Barrier(3)
 
     class Slow(Scripted):
         def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
-            asked_now.wait(10)
-            threading.Event().wait(0.4)  # longer than any grace
+            all_asked.wait(30)
+            time.sleep(0.5)  # longer than any grace
             return super()._generate(*args, **kwargs)
 
         async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
-            arrived.append(1)
             await asyncio.sleep(60)
             return Scripted._generate(self, *args, **kwargs)
 
@@ -996,14 +995,14 @@ def test_what_is_under_way_beside_the_last_call_may_end(
     builder = StateGraph(State).add_node("ask", asks(how, model))
     builder.add_node("next", says("next")).add_edge("ask", "next")
     builder.add_node("degrade", says("degraded"))
-    builder.add_conditional_edges(START, lambda state: [Send("ask", {})] * 8)
+    builder.add_conditional_edges(START, lambda state: [Send("ask", {})] * 5)
     graph = builder.compile(deadline=limited(limits), fallback="degrade")
     driven = drive(graph, {}, how, virtual=True)
-    assert len(model.made) == 5
-    assert driven.values["log"] == [*["work: word"] * 5, "degraded"]
+    assert len(model.made) == 3
+    assert driven.values["log"] == [*["work: word"] * 3, "degraded"]
     assert driven.report.stragglers == []
     causes = [step.cause for step in driven.report.steps if step.name == "ask"]
-    assert causes.count(None) == 5
+    assert causes.count(None) == 3
 
 
 def beside(slow: Any, policy: DeadlinePolicy, **options: Any) -> Any:
@@ -1023,25 +1022,27 @@ ONE_CALL = Limits(model_calls=1)
 
 
 @pytest.mark.parametrize("how", ASYNC)
-def test_what_is_under_way_starts_no_further_call(how: How) -> None:
-    """Not even one that another limit would allow."""
+@pytest.mark.parametrize("swallows", [True, False])
+def test_what_is_under_way_keeps_to_the_limits(swallows: bool, how: How) -> None:
+    """It may do what fits, and is cut itself when it asks for more."""
+    model = Scripted()
     used: list[str] = []
-
-    @tool
-    def note(text: str) -> str:
-        """Note a text."""
-        used.append(text)
-        return text
 
     async def slow(state: State) -> State:
         await asyncio.sleep(2)
-        return {"log": [await note.ainvoke({"text": "late"})]}
+        used.append(await look.ainvoke({"at": "it"}))
+        with suppress(*[DeadlineExceeded] * swallows):
+            await model.ainvoke("one more")
+        return {"log": ["slow"]}
 
     graph = beside(slow, limited(ONE_CALL), fallback=says("degraded"))
     driven = drive(graph, {}, how, virtual=True)
-    assert driven.values["log"] == ["degraded"]
-    assert used == []
+    assert driven.values["log"][-1] == "degraded"
+    assert used == ["seen it"]
+    assert model.made == []
     assert driven.elapsed == pytest.approx(2)
+    causes = {step.name: step.cause for step in driven.report.steps}
+    assert (causes["slow"], causes["exceed"]) == ("model_calls", "model_calls")
 
 
 @pytest.mark.parametrize("how", ASYNC)
@@ -1055,7 +1056,8 @@ def test_what_is_under_way_ends_at_the_work_deadline(mode: Any, how: How) -> Non
 
     policy = DeadlinePolicy(seconds=10, limits=ONE_CALL, on_exceeded=mode)
     fallback = says("degraded") if mode == "fallback" else None
-    driven = drive(beside(slow, policy, fallback=fallback), {}, how, virtual=True)
+    graph = beside(slow, policy, fallback=fallback)
+    driven = drive(graph, {"log": []}, how, virtual=True)
     assert driven.elapsed == pytest.approx(8 if mode == "fallback" else 10)
     assert (driven.report.outcome, driven.report.cause) == ("limit", "model_calls")
     if mode == "raise":
@@ -1444,6 +1446,6 @@ def test_the_next_input_on_a_thread_has_the_limits_anew(how: How) -> None:
     policy = limited(Limits(model_calls=2))
     graph = builder.compile(InMemorySaver(), deadline=policy, fallback=says("end"))
     config = {"configurable": {"thread_id": "1"}}
-    for turn in itertools.islice(itertools.count(1), 2):
+    for turn in (1, 2):
         driven = drive(graph, {}, how, config)
         assert driven.values["log"] == ["work: word", "work: word", "end"] * turn
