@@ -270,10 +270,17 @@ class Ledger:
             for book, most in self._close(key):
                 book.give_back(most)
 
-    def keep(self, key: Hashable) -> None:
-        """End a call that keeps what it had reserved: nobody will know what it used."""
+    def keep(self, key: Hashable, estimate: int = 0) -> None:
+        """End a call that may have used all it had reserved: nobody will know.
+
+        Args:
+            key: The call; one that is not open is left alone.
+            estimate: What counts for an answer that had no maximum.
+        """
         with self.lock:
-            self._close(key)
+            for book, most in self._close(key):
+                if most.call.answer is None:
+                    book.settle(most, None, estimate)
 
     def _close(self, key: Hashable) -> list[tuple[Book, _Reservation]]:
         return [(book, book.open.pop(key)) for book in self.books if key in book.open]

@@ -75,8 +75,12 @@ def stream_sync(
                 if step.cut is None:
                     yield item
         finally:
-            if step.cut is None:
-                source.close()  # else its thread does, once it has an item
+            try:
+                source.close()
+            except ValueError:
+                if step.cut is None:
+                    raise
+                # "generator already executing": its thread closes it with its next item
     raise error_of(run, step, limit)
 
 

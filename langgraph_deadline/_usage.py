@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from langchain_core.messages.utils import count_tokens_approximately
 
+from ._partial import is_partial
 from .errors import DeadlineExceeded
 
 Kind = Literal["steps", "model_calls", "tool_calls"]
@@ -106,6 +107,12 @@ def length_of(response: Any) -> int:
         elif message.content or getattr(message, "tool_calls", None):
             tokens += _tokens_of([message])
     return tokens
+
+
+def was_cut_short(response: Any) -> bool:
+    """Return whether an answer is only what had come when its model was cut."""
+    answers = _generations(response)
+    return any(is_partial(getattr(answer, "message", None)) for answer in answers)
 
 
 def _generations(response: Any) -> list[Any]:

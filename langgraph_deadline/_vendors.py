@@ -5,12 +5,17 @@ Vendors' packages are not imported: a model is recognised by the client that it 
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
+
+from . import _clock
+from ._connections import checked
 
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 8.0
@@ -33,14 +38,22 @@ def without_retries(model: Any) -> int:
             if not hasattr(sdk, "with_options"):
                 continue
             retries = sdk.max_retries
-            own[root] = sdk.with_options(max_retries=0)
+            own[root] = _without_retries(sdk)
             if own.get(client) is not None:
                 own[client] = own[root].chat.completions
     elif _is_anthropic(model):
         retries = model.max_retries
         for client in ("_client", "_async_client"):
-            own[client] = getattr(model, client).with_options(max_retries=0)
+            own[client] = _without_retries(getattr(model, client))
     return retries
+
+
+def _without_retries(sdk: Any) -> Any:
+    """Return a vendor's client that makes one attempt, and sees its deadline."""
+    http: Any = sdk._client  # noqa: SLF001 - both vendors' clients hold it there
+    if inspect.iscoroutinefunction(http.send):
+        return sdk.with_options(max_retries=0)  # async code is cancelled
+    return sdk.with_options(max_retries=0, http_client=checked(http))
 
 
 def _is_anthropic(model: Any) -> bool:
@@ -111,18 +124,27 @@ def may_be_retried(error: Exception) -> bool:
     return getattr(error, "request", None) is not None  # it never got an answer
 
 
-def pause_before(error: Exception, attempt: int) -> tuple[float, bool]:
-    """Return the seconds before the next attempt, and whether the server said so."""
+def pause_before(error: Exception, attempt: int) -> float:
+    """Return the seconds before the next attempt: what the server asks for, or ours."""
     headers = _headers(error)
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        try:
-            asked = float(headers.get(name, "")) * unit
-        except ValueError:
-            continue
+        asked = _seconds(headers.get(name, ""), unit)
         if math.isfinite(asked) and asked >= 0:
-            return asked, True
+            return asked
     pause = min(_FIRST_PAUSE * 2.0**attempt, _LONGEST_PAUSE)
-    return pause * (1 - 0.25 * random.random()), False
+    return pause * (1 - 0.25 * random.random())
+
+
+def _seconds(text: str, unit: float) -> float:
+    """Return what a header asks for, a number or an HTTP date; NaN if it is neither."""
+    try:
+        return float(text) * unit
+    except ValueError:
+        pass
+    try:
+        return parsedate_to_datetime(text).timestamp() - _clock.wall()
+    except ValueError:
+        return math.nan
 
 
 def _headers(error: Exception) -> Mapping[str, str]:

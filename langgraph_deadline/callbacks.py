@@ -16,7 +16,14 @@ from ._ledger import Ledger
 from ._partial import is_partial
 from ._run import run_here
 from ._scope import current
-from ._usage import Call, length_of, model_call, usage_of, was_refused
+from ._usage import (
+    Call,
+    length_of,
+    model_call,
+    usage_of,
+    was_cut_short,
+    was_refused,
+)
 from .deadline import positive_seconds_of
 from .errors import DeadlineExceeded
 
@@ -197,18 +204,22 @@ class DeadlineHandler(GraphCallbackHandler):
         self._ended(run_id)
         if (ledger := _ledger_here()) is not None:
             used = usage_of(response)
-            estimate = length_of(response) if used is None and ledger.weighs else 0
-            ledger.book(run_id, used, estimate)
+            length = length_of(response) if used is None and ledger.weighs else 0
+            if used is None and was_cut_short(response):
+                ledger.keep(run_id, length)
+            else:
+                ledger.book(run_id, used, length)
 
     def on_llm_error(self, error: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Give back what the model did not use for certain, and forget the run."""
         self._ended(run_id)
         if (ledger := _ledger_here()) is not None:
+            length = length_of(kwargs.get("response"))
             # What was abandoned may be generated, and billed, to its end.
-            if was_refused(error) and not length_of(kwargs.get("response")):
+            if was_refused(error) and length == 0:
                 ledger.release(run_id)
             else:
-                ledger.keep(run_id)
+                ledger.keep(run_id, length)
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Forget the run."""

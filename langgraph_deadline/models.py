@@ -173,7 +173,7 @@ class BoundedModel(BaseChatModel):
             check()
         if attempt >= options.retries or not may_be_retried(error):
             raise error
-        pause, _ = pause_before(error, attempt)
+        pause = pause_before(error, attempt)
         needed = max(options.limit.needs, options.pace.first_token(), _AT_ONCE)
         if left - pause < needed:
             raise DeadlineExceeded(

@@ -1,8 +1,8 @@
 """Run the body of a blocking tool in another process, which is killed at its deadline.
 
 For `with_deadline(tool, isolation="process")`. Needs the extra `process` (Pebble). What
-crosses is plain: the arguments, the deadline, the idempotency key, and the result or the
-error. Callbacks, configs and stores stay here; so does what a tool keeps in memory.
+crosses is plain: the arguments, the deadline, the idempotency key, and the result or
+the error. Callbacks, configs and stores stay here; so does what a tool has in memory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import atexit
 import functools
 import inspect
 import io
-import itertools
 import multiprocessing
 import os
 import pickle
@@ -21,12 +20,12 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import spawn
 from multiprocessing.context import SpawnProcess
 from multiprocessing.process import BaseProcess
@@ -47,6 +46,7 @@ from . import _clock
 from ._scope import Scope, current
 
 if sys.platform != "win32":
+    from multiprocessing import forkserver
     from multiprocessing.context import ForkServerProcess
 
 max_workers: int = max(os.cpu_count() or 1, 4)
@@ -114,8 +114,9 @@ def _refused(name: str, why: str) -> TypeError:
 
 def _check_parameters(tool: BaseTool, body: Callable[..., Any]) -> None:
     """Refuse what is bound to this process."""
+    annotated = body.func if isinstance(body, functools.partial) else body
     try:
-        hints = get_type_hints(body, include_extras=True)
+        hints = get_type_hints(annotated, include_extras=True)
     except (NameError, TypeError, AttributeError):
         hints = {}  # LangChain injects nothing then, either
     parameters = inspect.signature(body).parameters
@@ -171,7 +172,7 @@ _MAIN = ("__main__", "__mp_main__")  # the second one is its name in other proce
 
 
 class _Pickler(pickle.Pickler):
-    def reducer_override(self, obj: Any) -> Any:  # type: ignore[override]
+    def reducer_override(self, obj: Any) -> Any:
         """Refuse what another process could not import."""
         if not isinstance(obj, (type, FunctionType)) or obj is _find:
             return NotImplemented
@@ -276,9 +277,9 @@ def _import_main(main: Mapping[str, str]) -> None:
     except BaseException as error:  # `sys.exit()` at the end of a script, too
         (script,) = main.values()
         msg = (
-            f"the process that runs the tool imports the script {script!r} to find it "
-            f"there, and that failed: {error!r}. Move the tool to a module, or put what "
-            "the script does under `if __name__ == '__main__':`"
+            f"the tool's process imports the script {script!r} to find the tool, and "
+            f"that failed: {error!r}. Move the tool to a module, or put what the script "
+            "does under `if __name__ == '__main__':`"
         )
         raise ImportError(msg) from error
     finally:
@@ -398,8 +399,9 @@ class ProcessCall:
 
     Attributes:
         name: The tool's name.
-        future: Done once the call is, whatever became of it; to be waited for or called
-            back by. What it holds is for `wait` to read. To cancel it is to kill.
+        future: Done once the call is, whatever became of it; to be waited for or to be
+            called back by. What it holds is for `wait` to read. To cancel it is to kill
+            the call.
     """
 
     def __init__(self, order: _Order) -> None:
@@ -407,8 +409,10 @@ class ProcessCall:
         self.future: Future[_Answer] = Future()
         self._order = order
         self._sent = _clock.now()
-        self._worker: _Worker | None = None
-        self.future.add_done_callback(self._done)
+        # Empty before and after its time with a worker. Who takes the worker out is the
+        # one to say what becomes of it; lists are atomic.
+        self._worker: list[_Worker] = []
+        self.future.add_done_callback(self._stop)
 
     def wait(self) -> Any:
         """Return the result of the call, or raise its error, once it is there.
@@ -419,11 +423,8 @@ class ProcessCall:
         """
         try:
             worked, data, text = self.future.result()
-        except ProcessExpired as error:
-            raise RuntimeError(f"tool {self.name!r}: {_ending(error)}") from error
-        except (BrokenProcessPool, OSError) as error:
-            msg = f"tool {self.name!r}: its process could not be used: {error!r}"
-            raise RuntimeError(msg) from error
+        except (ProcessExpired, BrokenProcessPool) as error:
+            raise RuntimeError(self._ending(error)) from error
         try:
             value = pickle.loads(data)
         except Exception as error:
@@ -442,7 +443,7 @@ class ProcessCall:
             del value  # its traceback has this frame: a cycle without this
 
     def kill(self) -> None:
-        """Stop the call: its process is killed, at once and without a wait for it."""
+        """Stop the call: its process is killed at once, and nobody waits for that."""
         self.future.cancel()
 
     def begin(self, worker: _Worker) -> None:
@@ -450,19 +451,400 @@ class ProcessCall:
         order, left = self._order, self._order.left
         if left is not None:
             order = replace(order, left=left - (_clock.now() - self._sent))
-        self._worker = worker
+        self._worker.append(worker)
         worker.serve(order, self._ended)
-        if self.future.cancelled():
-            worker.kill()  # killed meanwhile
+        self._stop(self.future)  # if it was killed meanwhile
 
-    def fail(self, error: BaseException) -> None:
-        """End the call with an error of ours."""
+    def fail(self, error: Exception) -> None:
+        """End the call with an error of its process."""
+        self._kill_worker()
         if self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
+    def _stop(self, future: Future[_Answer]) -> None:
+        if future.cancelled():
+            self._kill_worker()
+
+    def _kill_worker(self) -> None:
+        for worker in self._take_worker():
+            worker.kill()
+
+    def _take_worker(self) -> list[_Worker]:
+        try:
+            return [self._worker.pop()]
+        except IndexError:
+            return []
+
     def _ended(self, answer: Future[_Answer]) -> None:
-        """Pass the answer on, unless the call was killed before it came."""
+        # From here on it cannot be killed any more, or it has been.
         if not self.future.set_running_or_notify_cancel():
             return
         error = answer.exception()
-        workers, worker = 
+        if error is not None:
+            self._kill_worker()
+            self.future.set_exception(error)
+            return
+        for worker in self._take_worker():
+            worker.free()  # before who waits runs on, so that it finds this worker
+        self.future.set_result(answer.result())
+
+    def _ending(self, error: Exception) -> str:
+        code = getattr(error, "exitcode", None)
+        how = "before it answered"
+        if isinstance(code, int) and code < 0:
+            how = f"by signal {-code} ({signal.strsignal(-code)}) {how}"
+        elif isinstance(error, ProcessExpired):
+            how = f"with exit code {code or 0} {how}"
+        return (
+            f"the process of tool {self.name!r} ended {how}. The call's outcome is "
+            "unknown"
+        )
+
+
+def start(
+    target: Target,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    seconds_left: float | None,
+    key: str | None,
+) -> ProcessCall:
+    """Begin a call in another process; it has to wait while `max_workers` are busy.
+
+    Args:
+        target: What `target_of` found out about the tool.
+        args: The call's arguments.
+        kwargs: The call's keyword arguments.
+        seconds_left: What `remaining()` begins with in the process. Who calls has to
+            `kill` in time.
+        key: The call's idempotency key.
+
+    Raises:
+        TypeError: If an argument cannot cross; the message names it.
+        RuntimeError: If a process that runs a tool imports the caller's script, and
+            the script calls the tool again.
+    """
+    if _importing.is_set():
+        msg = (
+            f"tool {target.name!r} is called while a process that runs a tool imports "
+            "this script. Put what the script does under `if __name__ == '__main__':`, "
+            "or move the tool to a module of its own"
+        )
+        raise RuntimeError(msg)
+    arguments = _dump_arguments(target.name, args, kwargs)
+    call = ProcessCall(_Order(target, arguments, seconds_left, key, _main_here()))
+    _the_workers().submit(call)
+    return call
+
+
+def _dump_arguments(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    try:
+        return _dumps((args, kwargs))
+    except Exception as error:
+        which = [
+            f"{which!r} ({type(value).__name__})"
+            for which, value in (*enumerate(args), *kwargs.items())
+            if not _dumpable(value)
+        ]
+        msg = (
+            f"argument {', '.join(which)} of tool {name!r} cannot cross to the tool's "
+            f"process: {error}. Pass plain values"
+        )
+        raise TypeError(msg) from error
+
+
+def _dumpable(value: Any) -> bool:
+    try:
+        _dumps(value)
+    except Exception:  # noqa: BLE001 - whatever pickling runs into
+        return False
+    return True
+
+
+def warm_up() -> None:
+    """Start a process now, in the background: the first call then finds one waiting."""
+    nothing = Target("warm_up", "function", _dumps(os.getpid))
+    start(nothing, (), {}, seconds_left=None, key=None)
+
+
+def shut_down() -> None:
+    """Kill all calls and end all processes; the next call starts new ones."""
+    global _workers
+    with _lock:
+        workers, _workers = _workers, None
+    if workers is not None:
+        workers.close()
+
+
+# The processes.
+
+
+class _Workers:
+    """The processes of this one: started as they are needed, and used again."""
+
+    def __init__(self, most: int) -> None:
+        self._room = threading.Semaphore(most)
+        self._idle: list[_Worker] = []
+        self._waiting: SimpleQueue[ProcessCall | None] = SimpleQueue()
+        self._calls: set[ProcessCall] = set()
+        self._closed = False
+        _preload()
+        # Pebble would queue calls as well, but one that is killed there begins first.
+        # And starting a process takes its time, which no caller should have to wait.
+        threading.Thread(target=self._feed, name=_NAME, daemon=True).start()
+
+    def submit(self, call: ProcessCall) -> None:
+        """Make a call as soon as a worker is free."""
+        self._calls.add(call)
+        call.future.add_done_callback(lambda _: self._calls.discard(call))
+        self._waiting.put(call)
+
+    def _feed(self) -> None:
+        while (call := self._waiting.get()) is not None:
+            self._room.acquire()
+            if call.future.cancelled():
+                self._room.release()
+                continue
+            try:
+                worker = self._worker()
+            except Exception as error:  # noqa: BLE001 - it is told who waits
+                self._room.release()
+                call.fail(error)
+                continue
+            try:
+                call.begin(worker)
+            except Exception as error:  # noqa: BLE001 - likewise
+                call.fail(error)
+            del call, worker  # a thread that waits keeps nothing alive
+
+    def _worker(self) -> _Worker:
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.usable():
+                return worker
+            worker.end()
+        return _Worker(self)
+
+    def back(self, worker: _Worker) -> None:
+        """Take back a worker that has answered."""
+        self._idle.append(worker)
+        self._room.release()
+
+    def gone(self) -> None:
+        """Note that a worker is no more."""
+        self._room.release()
+
+    def close(self) -> None:
+        """Kill what is being done, and end the idle processes."""
+        for call in tuple(self._calls):
+            call.kill()
+        self._waiting.put(None)
+        ends = []
+        while self._idle:
+            ends.append(self._idle.pop().end())
+        for end in ends:
+            end.join()
+
+
+class _Worker:
+    """A process that makes one call after the other.
+
+    A pool of its own for each: the workers of one pool read from one pipe, under one
+    lock. There a call can get lost when the worker that just took it is killed for the
+    call before, and one worker's death can leave the lock to nobody.
+    """
+
+    def __init__(self, workers: _Workers) -> None:
+        self._workers = workers
+        self._process: _Mortal | None = None
+        self._pool = ProcessPool(max_workers=1, initializer=_begin, context=self)
+        if not self._pool.active:  # asking starts it
+            msg = "the process pool did not start"
+            raise BrokenProcessPool(msg)
+
+    # What Pebble asks of a multiprocessing context.
+
+    def Pipe(self, duplex: bool = True) -> Any:  # noqa: N802 - multiprocessing's name
+        return _context().Pipe(duplex)
+
+    def RLock(self) -> Any:  # noqa: N802 - multiprocessing's name
+        return _context().RLock()
+
+    def get_start_method(self) -> str:
+        method: str = _context().get_start_method()
+        return method
+
+    def Process(self, **kwargs: Any) -> _Mortal:  # noqa: N802 - multiprocessing's name
+        if self._process is not None:
+            msg = "a worker that ended is not replaced in its own pool"
+            raise OSError(msg)
+        self._process = _process_class()(**kwargs)
+        return self._process
+
+    def usable(self) -> bool:
+        """Return whether it can make another call."""
+        process = self._process
+        return process is not None and process.is_alive() and self._pool.active
+
+    def serve(self, order: _Order, ended: Callable[[Future[_Answer]], None]) -> None:
+        """Make a call, and call `ended` with what came of it."""
+        self._pool.schedule(_serve, args=(order,)).add_done_callback(ended)
+
+    def free(self) -> None:
+        """Be there for the next call."""
+        self._workers.back(self)
+
+    def kill(self) -> None:
+        """Kill the process, at once."""
+        if self._process is not None:
+            self._process.terminate()
+        self.end()
+        self._workers.gone()
+
+    def end(self) -> threading.Thread:
+        """End the pool, in a thread: it takes up to a quarter of a second."""
+        thread = threading.Thread(target=self._end, name=_NAME, daemon=True)
+        thread.start()
+        return thread
+
+    def _end(self) -> None:
+        pool: Any = self._pool  # in part without types
+        pool.stop()
+        pool.join()
+
+
+class _Mortal(BaseProcess):
+    """A worker process; with it ends what it has started.
+
+    Killed at once, without a SIGTERM before: Pebble answers that one by leaving without
+    any `finally`, so there is nothing in it for a tool; and it would wait 3 s for a
+    process that is in a C call or ignores it. What has a session of its own
+    (`start_new_session=True`) is left alone.
+    """
+
+    def start(self) -> None:
+        if _exiting.is_set():
+            msg = "the interpreter ends"
+            raise OSError(msg)
+        self._owner = os.getpid()
+        with _without_main():
+            super().start()
+        if _exiting.is_set():
+            self.terminate()
+
+    def terminate(self) -> None:
+        if not self.is_alive():
+            return
+        if sys.platform != "win32" and self.pid is not None:
+            # Without a group it has just been started, or has just ended.
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        self.kill()
+
+    # A forked process (`os.fork`) has inherited the object, but not the child.
+
+    def is_alive(self) -> bool:
+        return self._owner == os.getpid() and super().is_alive()
+
+    def join(self, timeout: float | None = None) -> None:
+        if self._owner == os.getpid():
+            super().join(timeout)
+
+    @property
+    def exitcode(self) -> int | None:
+        # Pebble takes an exit with 0 for the end of the pool, and would wait for ever
+        # for what the worker was doing. A tool that calls `os._exit(0)` is no reason.
+        return super().exitcode or None
+
+
+class _SpawnProcess(_Mortal, SpawnProcess):
+    pass
+
+
+if sys.platform != "win32":
+
+    class _ForkServerProcess(_Mortal, ForkServerProcess):
+        pass
+
+
+def _context() -> Any:
+    """Return how processes are started.
+
+    Never by a plain fork: this process has threads, and a copy of it would have their
+    locks without them. The fork server is a process of its own without threads, that
+    has imported this package once for all workers. Where there is none, and in a forked
+    process, which cannot use its parent's, workers are started from scratch.
+    """
+    method = "spawn" if sys.platform == "win32" or _forked.is_set() else "forkserver"
+    return multiprocessing.get_context(method)
+
+
+def _preload() -> None:
+    """Let the fork server import this package, beside what it has been told to.
+
+    Nothing of the user's: what a module opens when it is imported (sockets, threads)
+    must not be shared by workers.
+    """
+    if sys.platform != "win32":
+        told: list[str] = vars(forkserver)["_forkserver"]._preload_modules  # noqa: SLF001
+        if __name__ not in told:
+            _context().set_forkserver_preload([*told, __name__])
+
+
+def _process_class() -> type[_Mortal]:
+    if sys.platform == "win32" or _forked.is_set():
+        return _SpawnProcess
+    return _ForkServerProcess
+
+
+@contextmanager
+def _without_main() -> Generator[None]:
+    """Start a process that does not import our `__main__` at once.
+
+    Tools in modules need none of it, so their scripts work without `if __name__ ==
+    "__main__"`, and are not run once per worker. Where it is needed it is imported
+    later. multiprocessing has no option for this.
+    """
+    whole, here = spawn.get_preparation_data, threading.get_ident()
+
+    def without_main(name: str) -> dict[str, Any]:
+        data = whole(name)
+        if threading.get_ident() != here:
+            return data  # somebody else's process
+        return {k: v for k, v in data.items() if not k.startswith("init_main")}
+
+    with _starting:
+        spawn.get_preparation_data = without_main
+        try:
+            yield
+        finally:
+            spawn.get_preparation_data = whole
+
+
+_NAME = "langgraph-deadline-processes"
+_starting = threading.Lock()
+_exiting = threading.Event()
+_forked = threading.Event()
+_lock = threading.Lock()
+_workers: _Workers | None = None
+
+
+def _the_workers() -> _Workers:
+    global _workers  # noqa: PLW0603 - one for all
+    with _lock:
+        if _workers is None:
+            _workers = _Workers(max_workers)
+        return _workers
+
+
+def _after_fork() -> None:
+    """Leave the parent's workers to the parent."""
+    global _workers, _lock, _starting
+    _workers, _lock, _starting = None, threading.Lock(), threading.Lock()
+    _forked.set()
+
+
+# Before Pebble's own, which ends all workers: none is started after that.
+atexit.register(_exiting.set)
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_after_fork)

@@ -18,6 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Annotated, Any, TypedDict
 
+import anthropic
+import httpx2
+import openai
 import pytest
 from harness import ALL, ASYNC, SYNC, How, adrive, drive
 from hypothesis import given
@@ -33,6 +36,7 @@ from langgraph.func import entrypoint, task
 from langgraph.graph import START
 from langgraph.graph import StateGraph as LangGraphStateGraph
 from langgraph.types import Command, RetryPolicy, Send, interrupt
+from providers import VENDORS, Breaks, Provider, Status, Tokens
 from pydantic import Field, ValidationError
 
 from langgraph_deadline import (
@@ -1067,6 +1071,40 @@ def test_what_is_under_way_ends_at_the_work_deadline(mode: Any, how: How) -> Non
         assert driven.values["log"] == (["degraded"] if fallback else [])
 
 
+@pytest.mark.realtime
+@pytest.mark.parametrize("how", SYNC)
+@pytest.mark.parametrize("mode", ["fallback", "raise", "return"])
+def test_sync_work_under_way_ends_at_the_work_deadline(mode: Any, how: How) -> None:
+    """The same in threads, which are given up."""
+    started, released = threading.Event(), threading.Event()
+
+    def slow(state: State) -> State:
+        started.set()
+        released.wait(10)
+        return {"log": ["slow"]}
+
+    def exceed(state: State) -> State:
+        started.wait(10)
+        return {"log": [Scripted().invoke("?").text for _ in range(2)]}
+
+    builder = StateGraph(State).add_node("slow", slow).add_node("exceed", exceed)
+    builder.add_edge(START, "slow").add_edge(START, "exceed")
+    budget = {"seconds": 1.8, "reserve": 1.0} if mode == "fallback" else {"seconds": 1}
+    policy = DeadlinePolicy(limits=ONE_CALL, on_exceeded=mode, **budget)
+    fallback = says("degraded") if mode == "fallback" else None
+    graph = builder.compile(deadline=policy, fallback=fallback)
+    driven = drive(graph, {"log": []}, how)
+    released.set()
+    assert (0.7 if fallback else 0.9) < driven.elapsed < 5
+    assert (driven.report.outcome, driven.report.cause) == ("limit", "model_calls")
+    assert [straggler.name for straggler in driven.report.stragglers] == ["slow"]
+    if mode == "raise":
+        assert isinstance(driven.error, DeadlineExceeded)
+        assert driven.error.cause == "model_calls"
+    else:
+        assert driven.values["log"] == (["degraded"] if fallback else [])
+
+
 @pytest.mark.parametrize("how", ASYNC)
 def test_a_slow_fallback_has_its_reserve_after_a_limit(how: How) -> None:
     """It is not taken for what was under way, and ends at the deadline."""
@@ -1252,6 +1290,35 @@ def test_a_stream_that_broke_keeps_its_reservation(how: How) -> None:
     assert driven.values["log"] == ["53"]
 
 
+@pytest.mark.parametrize(("longest", "left"), [(40, 53), (None, 87)])
+def test_an_answer_that_was_cut_short_keeps_its_reservation(
+    longest: int | None, left: int
+) -> None:
+    """The provider may go on; without a maximum what has come counts."""
+    seen: list[int | None] = []
+
+    class Half(Scripted):
+        def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+            message = AIMessage("half", response_metadata={"deadline": "exceeded"})
+            return ChatResult(generations=[ChatGeneration(message=message)])
+
+    model = Half(max_tokens=longest)
+
+    def node(state: State) -> State:
+        model.invoke("a question")
+        run = run_here()
+        assert run is not None
+        assert run.ledger is not None
+        seen.append(run.ledger.tokens_left())
+        return {"log": []}
+
+    policy = limited(Limits(tokens=100))
+    driven = drive(sequence(("node", node)).compile(deadline=policy), {}, "invoke")
+    assert seen == [pytest.approx(left, abs=5)]
+    assert driven.report.usage is not None
+    assert driven.report.usage.unreported == 1
+
+
 @pytest.mark.parametrize("how", SYNC)
 def test_a_text_model_is_limited_too(how: How) -> None:
     """It reports no usage, so that its tokens are estimated."""
@@ -1263,6 +1330,84 @@ def test_a_text_model_is_limited_too(how: How) -> None:
     policy = limited(Limits(tokens=30))
     driven = drive(endless(node, policy, says("end")), {}, how)
     assert len(driven.values["log"]) == 4  # 12 each, and the answer of one too much
+
+
+# With the clients of real vendors, against a server that counts.
+
+VENDOR_ERRORS = (openai.OpenAIError, anthropic.AnthropicError, httpx2.HTTPError)
+PRICED = {"gpt-4o-mini": (1.0, 3.0), "claude-sonnet-5": (1.0, 3.0)}
+
+
+@pytest.mark.realtime
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("vendor", VENDORS)
+@pytest.mark.parametrize(
+    "limits",
+    [Limits(tokens=55, prices=PRICED), Limits(cost=120 / 1e6, prices=PRICED)],
+    ids=["tokens", "cost"],
+)
+def test_a_vendors_client_is_limited_by_what_it_says_it_used(
+    limits: Limits, vendor: str, streaming: bool, how: How
+) -> None:
+    """7 tokens in and 5 out each time, of 20 that were reserved."""
+    with Provider(Tokens(5)) as server:
+        model = VENDORS[vendor](
+            server, max_tokens=20, streaming=streaming, stream_usage=True
+        )
+        graph = endless(asks(how, model), limited(limits), says("degraded"))
+        driven = drive(graph, {}, how)
+    assert driven.error is None
+    assert driven.values["log"][-1] == "degraded"
+    assert len(server.requests) == 3
+    assert {request.max_tokens for request in server.requests} == {20}
+    usage = driven.report.usage
+    assert usage is not None
+    assert (usage.input_tokens, usage.output_tokens) == (21, 15)
+    assert usage.cost == pytest.approx(66 / 1e6)
+    assert usage.unreported == 0
+
+
+@pytest.mark.realtime
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+@pytest.mark.parametrize("vendor", VENDORS)
+@pytest.mark.parametrize(
+    ("behaviour", "requests", "unreported"),
+    [(Status(429), 4, 0), (Breaks(2), 2, 2)],
+    ids=["refused", "broken off"],
+)
+def test_what_a_vendor_refused_is_given_back_and_what_broke_off_is_not(
+    behaviour: Any, requests: int, unreported: int, vendor: str, how: How
+) -> None:
+    """Two reservations fit in; refused requests need none in the end."""
+    tried: list[int] = []
+
+    with Provider(behaviour) as server:
+        model = VENDORS[vendor](server, max_tokens=20, streaming=True, max_retries=0)
+
+        def node(state: State) -> State:
+            for _ in range(4):
+                with suppress(*VENDOR_ERRORS):
+                    model.invoke("a question")
+                tried.append(1)
+            return {"log": ["went on"]}
+
+        async def anode(state: State) -> State:
+            for _ in range(4):
+                with suppress(*VENDOR_ERRORS):
+                    await model.ainvoke("a question")
+                tried.append(1)
+            return {"log": ["went on"]}
+
+        builder = sequence(("work", node if how in SYNC else anode))
+        policy = limited(Limits(tokens=75))
+        graph = builder.compile(deadline=policy, fallback=says("degraded"))
+        driven = drive(graph, {}, how)
+    assert driven.error is None
+    assert len(server.requests) == len(tried) == requests
+    assert driven.values["log"] == ["went on" if requests == 4 else "degraded"]
+    assert driven.report.usage is not None
+    assert driven.report.usage.unreported == unreported
 
 
 # Prices.

@@ -785,10 +785,10 @@ def test_the_task_tool_of_deepagents_is_found() -> None:
     """Whatever its closure looks like."""
     subs = Subs("invoke").add("one", "done")
     agent = create_deep_agent(cast("Any", scripted("x")), subagents=subs.specs)
-    task = agent.nodes["tools"].bound.tools_by_name["task"]
-    others = set(agent.nodes["tools"].bound.tools_by_name.values()) - {task}
+    tools = dict(agent.nodes["tools"].bound.tools_by_name)
+    task = tools.pop("task")
     assert adopted_tool(task, adopt) is not task
-    assert all(adopted_tool(other, adopt) is other for other in others)
+    assert all(adopted_tool(other, adopt) is other for other in tools.values())
 
 
 # What is handed up.

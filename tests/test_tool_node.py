@@ -222,12 +222,14 @@ def test_a_step_budget_of_the_node_cuts_its_calls(how: How) -> None:
     )
     graph = builder.compile(deadline=policy, fallback="degrade")
     asked = asks(("good", "1", 0), ("good", "2", HANG))
-    driven = trial.drive(graph, {"messages": [asked]})
-    trial.took(driven, seconds)
-    found = answers(driven)
-    assert found["1"].content == "a result"
-    assert "outcome is unknown" in found["2"].text
-    assert driven.values["messages"][-1].content == "Sorry."
+    for _ in range(5 if how in SYNC else 1):  # guards in two threads find it at once
+        driven = trial.drive(graph, {"messages": [asked]})
+        trial.took(driven, seconds)
+        found = answers(driven)
+        assert found["1"].content == "a result"
+        assert "outcome is unknown" in found["2"].text
+        assert driven.values["messages"][-1].content == "Sorry."
+        trial.released.clear()
 
 
 @hows
