@@ -195,6 +195,7 @@ def _enter(run: Run, parent: Scope | None) -> None:
     step = parent.step if parent is not None else None
     if step is not None:
         step.entered(run)
+        run.nth = step.nth("graph")
     if parent is not None and (cause := parent.cause_of_cut()) is not None:
         run.cut(cause)
 

@@ -38,6 +38,10 @@ class Cuttable(Protocol):
         """Cut what the run is doing."""
         ...
 
+    def longest_hold(self) -> float:
+        """Return how long critical sections in the run may take (in seconds)."""
+        ...
+
 
 _changing = Lock()
 """Held for an instant by who changes what several threads may change of a step."""
@@ -67,6 +71,7 @@ class Step(Scope, ABC):
         "name",
         "nested",
         "superstep",
+        "waits",
         "writing",
     )
 
@@ -86,6 +91,7 @@ class Step(Scope, ABC):
         self.began = _clock.now()
         self.ended: float | None = None
         self.cut_at = 0.0
+        self.waits = 0.0
         self.late = False
         self.counts: dict[Any, int] | None = None
         # Most steps never need them; a tuple is swapped, as threads may look at it.
@@ -132,6 +138,12 @@ class Step(Scope, ABC):
             needed=needed or None,
         )
 
+    def nth(self, what: Any) -> int:
+        """Return how many like `what` there were before in this attempt; count it."""
+        counts = self.counts = self.counts or {}
+        counts[what] = counts.get(what, -1) + 1
+        return counts[what]
+
     # What `shield` does to a step.
 
     def hold(self, seconds: float) -> float:
@@ -154,14 +166,17 @@ class Step(Scope, ABC):
 
     def longest_hold(self) -> float:
         """Return how long a cut has to wait for critical sections (in seconds)."""
-        return max(self.holds) if self.holds else 0.0
+        if not self.holds and not self.nested:
+            return 0.0
+        inside = (run.longest_hold() for run in self.nested)
+        return max((*self.holds, *inside), default=0.0)
 
     def patience(self) -> float:
         """Return how long the step may resist a cut before it is given up."""
         return self.longest_hold() + self.grace
 
     def nested_ended(self) -> None:
-        """React to the end of the last run inside a step that was cut."""
+        """React to the end of the last run inside the step."""
 
     # What a run does to a step.
 
@@ -174,13 +189,14 @@ class Step(Scope, ABC):
         """Forget a run that has ended."""
         with _changing:
             self.nested = _without(self.nested, run)
-        if self.cut is not None and not self.nested:
+        if not self.nested:
             self.nested_ended()
 
     def stop(self, cause: Cause) -> None:
         """Cut the step: note why, and ask its work to stop."""
         if self.cut is None and self.ended is None:
             self.cut_at = _clock.now()
+            self.waits = self.longest_hold()
             self.cut = cause
             for run in self.nested:
                 run.cut(cause)
@@ -231,7 +247,8 @@ class SyncStep(Step):
     def nested_ended(self) -> None:
         """Have the guard wait no longer than it takes to pass on what they returned."""
         self.nested_end = _clock.now()
-        self.bell.ring()
+        if self.cut is not None:
+            self.bell.ring()
 
 
 class Inside:
@@ -246,6 +263,10 @@ class Inside:
         """Stop the step."""
         self._step.stop(cause)
 
+    def longest_hold(self) -> float:
+        """Return how long critical sections in the step may take (in seconds)."""
+        return self._step.longest_hold()
+
 
 _HANDING_OVER = 0.1
 """What a thread may take to return what was inside its step (in seconds)."""
@@ -253,7 +274,7 @@ _HANDING_OVER = 0.1
 _FOR_NESTED = 0.9
 """Share of the grace that runs inside a step have to end by themselves."""
 
-_PASSES = 20
+_PASSES = 100
 
 
 class AsyncStep(Step):
@@ -298,11 +319,11 @@ class AsyncStep(Step):
     def _interrupt_here(self) -> None:
         if self.task is not None and self.task.done():
             self.late = True  # it had ended, past its time, before anybody could cut it
-        elif self.holds:
-            self.later(self.longest_hold(), self._cancel)
         elif self.nested:
             # The runs inside have been told; what they return in time is kept.
-            self.later(self.grace * _FOR_NESTED, self._cancel_late)
+            self.later(self.waits + self.grace * _FOR_NESTED, self._cancel_late)
+        elif self.holds:
+            self.later(self.waits, self._cancel)
         else:
             self._cancel()
 
@@ -320,7 +341,9 @@ class AsyncStep(Step):
 
         It gets some passes of the loop, but no time, to return what they returned.
         """
-        if self.task is None or self.task.done() or self.asked:
+        if self.cut is None or self.task is None or self.asked or self.holds:
+            return
+        if self.task.done():
             return
         if passes:
             self.task.get_loop().call_soon_threadsafe(self.nested_ended, passes - 1)

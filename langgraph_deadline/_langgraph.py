@@ -155,7 +155,9 @@ def place_of_task() -> str | None:
         return None
     namespace: str = config[CONF].get(CONFIG_KEY_CHECKPOINT_NS) or ""
     first, *inner = namespace.split(NS_SEP)
-    names = [level.split(NS_END)[0] for level in inner]
+    levels = [level.split(NS_END)[0] for level in inner]
+    # A number is how often a graph was called in a task, over all its attempts.
+    names = [level for level in levels if not level.isdigit()]
     metadata = config.get("metadata") or {}
     place = (
         first,

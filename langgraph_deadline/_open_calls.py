@@ -16,7 +16,7 @@ def answers(channels: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """
     writes: list[tuple[str, Any]] = []
     for name, channel in channels.items():
-        messages = channel.get() if channel.is_available() else None
+        messages: Any = channel.get() if channel.is_available() else None
         missing = _missing(messages) if isinstance(messages, list) else []
         if missing and _appends(channel, messages, missing):
             writes.append((name, missing))

@@ -20,7 +20,7 @@ MARK = {"deadline": "exceeded"}
 def is_partial(message: Any) -> bool:
     """Return whether an answer, or the last chunk of one, says that it was cut."""
     metadata: Any = getattr(message, "response_metadata", None) or {}
-    return metadata.get("deadline") == "exceeded"
+    return bool(metadata.get("deadline") == "exceeded")
 
 
 def empty_answer() -> ChatResult:

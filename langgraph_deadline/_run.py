@@ -107,6 +107,7 @@ class Run:
         "name",
         "namespace",
         "new_input",
+        "nth",
         "on_change",
         "one_superstep",
         "phase",
@@ -143,6 +144,7 @@ class Run:
         self.fallback = fallback
         self.implicit = implicit
         self.alone = False  # of a call outside of any graph
+        self.nth = 0  # in the step around it
         self.controlled = controlled
         self.mode: Mode = policy.on_exceeded or (
             "fallback" if fallback is not None else "raise"
@@ -551,6 +553,10 @@ class Run:
         """Whether the fallback is at work, as it was as an ordinary node at the cut."""
         return any(step.kind == "fallback" for step in list(self.active))
 
+    def longest_hold(self) -> float:
+        """Return how long critical sections may take that a cut waits for (seconds)."""
+        return max((step.longest_hold() for step in list(self.active)), default=0.0)
+
     def patience(self) -> float:
         """Return how long cut steps may resist before they are given up (seconds)."""
         return max((step.patience() for step in list(self.active)), default=0.0)
@@ -651,7 +657,7 @@ class Run:
 
 def _inside(step: Step, kind: str) -> bool:
     """Return whether `step` is one of `kind`, or a part of one."""
-    around: Scope | None = step
+    around: Any = step
     while around is not None:
         if isinstance(around, Step) and around.kind == kind:
             return True

@@ -76,7 +76,8 @@ class BoundedRunnable(Runnable[Any, Any]):
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Any:
         """Call the Runnable, on time."""
-        body = functools.partial(super().invoke, input, config, **kwargs)
+        runnable: Any = super()
+        body = functools.partial(runnable.invoke, input, config, **kwargs)
         return call_sync(self._call_name(), "call", self._deadline_limit, body)
 
     async def ainvoke(
@@ -141,8 +142,9 @@ def bounded_runnable(runnable: Runnable[Any, Any], limit: CallLimit) -> Any:
     """Return a copy whose calls end on time; the original stays as it was."""
     if isinstance(runnable, BoundedRunnable):
         limit = limit.within(runnable.deadline_limit())
+    original: Any = runnable
     is_model = isinstance(runnable, BaseModel)
-    copied = runnable.model_copy() if is_model else copy.copy(runnable)
+    copied = original.model_copy() if is_model else copy.copy(original)
     if not isinstance(runnable, BoundedRunnable):
         cls = class_of(BoundedRunnable, type(runnable))
         object.__setattr__(copied, "__class__", cls)
@@ -150,13 +152,18 @@ def bounded_runnable(runnable: Runnable[Any, Any], limit: CallLimit) -> Any:
     return copied
 
 
-@functools.cache
+_classes: dict[tuple[Any, Any], type[Any]] = {}
+
+
 def class_of(mixin: type[Any], cls: type[Any]) -> type[Any]:
     """Return the class of bounded objects of class `cls`: a subclass, named like it."""
-    names = {"__module__": cls.__module__, "__doc__": cls.__doc__}
-    made: type[Any] = type(cls)(cls.__name__, (mixin, cls), names)
-    made.__qualname__ = cls.__qualname__
-    return made
+    if (mixin, cls) not in _classes:
+        metaclass: Any = type(cls)
+        names = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+        made: type[Any] = metaclass(cls.__name__, (mixin, cls), names)
+        made.__qualname__ = cls.__qualname__
+        _classes[mixin, cls] = made
+    return _classes[mixin, cls]
 
 
 class _InTime(type):

@@ -75,7 +75,7 @@ class Result:
         """Return the value, if it came before the cut or within its grace."""
         step = self.step
         cut_at = min(step.at, step.cut_at) if step.cut is not None else step.at
-        if self.at > cut_at + step.grace + step.longest_hold():
+        if self.at > cut_at + step.grace + max(step.waits, step.longest_hold()):
             return MISSING
         return self.value
 
@@ -165,8 +165,9 @@ def _child(manager: Any, index: int) -> Any:
     more than all the rest, and the guard sees both anyway.
     """
     child = manager.get_child(f"seq:step:{index + 1}")
-    child.handlers.insert(0, ATTACHED)
-    child.inheritable_handlers.insert(0, ATTACHED)
+    if ATTACHED not in child.handlers:  # else inherited, from the graph around this one
+        child.handlers.insert(0, ATTACHED)
+        child.inheritable_handlers.insert(0, ATTACHED)
     run = run_here()
     if run is not None and run.backlog is not None and run.backlog.tokens:
         child.handlers.append(TOKENS)

@@ -72,38 +72,45 @@ class _Adoption:
 
     def __init__(self, adopt: Adopt) -> None:
         self._adopt = adopt
-        self._made: dict[int, tuple[Any, Any]] = {}  # keeps the originals alive
-        self._looked: dict[int, tuple[Any, bool]] = {}
+        # By the originals' ids, which the originals themselves keep from being reused.
+        self._made: dict[int, tuple[Any, Any]] = {}
+        self._without: dict[int, FunctionType] = {}
 
     # Looking.
 
-    def reaches(self, value: Any, depth: int = _DEPTH) -> bool:
+    def reaches(self, value: Any) -> bool:
         """Return whether there is a graph in `value` that would be replaced."""
+        seen: dict[int, FunctionType] = {}
+        found = self._search(value, _DEPTH, seen)
+        if not found:
+            self._without.update(seen)
+        return found
+
+    def _search(self, value: Any, depth: int, seen: dict[int, FunctionType]) -> bool:
         if isinstance(value, Pregel):
             return self._graph(value) is not value
-        if isinstance(value, FunctionType):
-            return self._function_reaches(value)
-        return any(self.reaches(part, depth - 1) for part in _parts(value, depth))
-
-    def _function_reaches(self, func: FunctionType) -> bool:
-        if id(func) not in self._looked:
-            self._looked[id(func)] = (func, False)  # for functions that call each other
-            held = (*_held(func), *(v for _, v in _globals_used(func)))
-            self._looked[id(func)] = (func, any(self.reaches(v) for v in held))
-        return self._looked[id(func)][1]
+        if not isinstance(value, FunctionType):
+            parts = _parts(value, depth)
+            return any(self._search(part, depth - 1, seen) for part in parts)
+        if id(value) in seen or id(value) in self._without:
+            return False  # functions may hold each other
+        seen[id(value)] = value
+        held = (*_held(value), *(used for _, used in _globals_used(value)))
+        return any(self._search(part, _DEPTH, seen) for part in held)
 
     # Replacing.
 
     def instead(self, value: Any) -> Any:
         """Return what to use in place of `value`, itself where it holds no graph."""
-        if not self.reaches(value):
-            return value
+        if id(value) in self._made:
+            return self._made[id(value)][1]
         if isinstance(value, Pregel):
             return self._graph(value)
-        if id(value) not in self._made:
-            if isinstance(value, FunctionType):
-                return self._function(value)
-            self._made[id(value)] = (value, self._container(value))
+        if not self.reaches(value):
+            return value
+        if isinstance(value, FunctionType):
+            return self._function(value)
+        self._made[id(value)] = (value, self._container(value))
         return self._made[id(value)][1]
 
     def _graph(self, graph: Any) -> Any:

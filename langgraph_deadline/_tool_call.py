@@ -47,6 +47,8 @@ class ToolRun:
         "kill",
         "name",
         "options",
+        "result",
+        "result_at",
         "started",
         "step",
         "whole",
@@ -70,6 +72,8 @@ class ToolRun:
         self.whole = whole
         """Whether a tool node guards it, with all the attempts that are made."""
         self.started = False
+        self.result: Any = None
+        self.result_at: float | None = None
         self.kill: Callable[[], None] | None = None
         self.compensation: Literal["done", "failed"] | None = None
 
@@ -90,6 +94,19 @@ class ToolRun:
     def cut(self) -> bool:
         """Whether the call was cut or refused."""
         return self.step is not None and self.step.cut is not None
+
+    def ended(self, result: Any) -> Any:
+        """Note what the tool returned, and when."""
+        self.result, self.result_at = result, _clock.now()
+        return result
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether the run was cut, and the tool returned all the same, in its grace."""
+        step: Step | None = self.step
+        if step is None or step.cut is None or self.own or self.result_at is None:
+            return False
+        return self.result_at <= step.cut_at + step.waits + step.grace
 
     @property
     def own(self) -> bool:
@@ -127,7 +144,8 @@ class ToolRun:
 
 def _left(step: Step) -> str:
     run: Run = step.run
-    left = step.parent.at - _clock.now() if step.parent is not None else math.inf
+    around: Any = step.parent
+    left = around.at - _clock.now()
     if run.phase != "working" and not run.alone:
         left = 0.0
     return "no deadline" if left == math.inf else f"{max(left, 0.0):.3g} s left"
@@ -175,17 +193,24 @@ def _key_of(call: ToolRun) -> str:
     which = call.id or f"{_nth(call)}"
     args = json.dumps(call.args, sort_keys=True, default=repr)
     # Task ids are unique, and the same ones for every attempt.
-    seed = f"{place}|{inside}|{which}|{call.name}|{args}"
+    seed = f"{place}|{_way()}|{inside}|{which}|{call.name}|{args}"
     return str(uuid.uuid5(uuid.NAMESPACE_OID, seed))
 
 
 def _nth(call: ToolRun) -> int:
     """Return the how manieth such call without an id this is in its step's attempt."""
     scope = current.get()
-    step: Step | None = scope.step if scope is not None else None
-    if step is None:
+    if scope is None or scope.step is None:
         return 0
-    counts = step.counts = step.counts or {}
-    like = (call.name, json.dumps(call.args, sort_keys=True, default=repr))
-    counts[like] = counts.get(like, -1) + 1
-    return counts[like]
+    step: Step = scope.step
+    return step.nth((call.name, json.dumps(call.args, sort_keys=True, default=repr)))
+
+
+def _way() -> list[int]:
+    """Return the how manieth in its step's attempt each graph around the code is."""
+    scope = current.get()
+    way: list[int] = []
+    while scope is not None and scope.run is not None:
+        way.append(scope.run.nth)
+        scope = scope.run.scope.parent
+    return way

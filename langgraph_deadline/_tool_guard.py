@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,13 +23,15 @@ def run_tool(call: ToolRun, body: Body) -> Any:
 
     def work() -> Any:
         call.started = True
-        return body()
+        return call.ended(body())
 
     with _current(call):
         try:
             limit = call.options.limit
             return call_sync(call.name, "tool", limit, work, call.entered)
         except DeadlineExceeded as error:
+            if call.handed_over:
+                return call.result
             if _was_cut(call, error):
                 step = _compensation.begin(call, SyncStep)
                 if step is not None:
@@ -42,13 +44,15 @@ async def arun_tool(call: ToolRun, body: AsyncBody) -> Any:
 
     async def work() -> Any:
         call.started = True
-        return await body()
+        return call.ended(await body())
 
     with _current(call):
         try:
             limit = call.options.limit
             return await call_async(call.name, "tool", limit, work, call.entered)
         except (DeadlineExceeded, asyncio.CancelledError) as error:
+            if call.handed_over and not isinstance(error, asyncio.CancelledError):
+                return call.result
             if _was_cut(call, error):
                 step = _compensation.begin(call, AsyncStep)
                 if step is not None:
@@ -57,7 +61,7 @@ async def arun_tool(call: ToolRun, body: AsyncBody) -> Any:
 
 
 @contextmanager
-def _current(call: ToolRun) -> Iterator[None]:
+def _current(call: ToolRun) -> Generator[None]:
     """Make `call` the one that is being made here."""
     token = tool_run.set(call)
     held = _compensation.hold(call)
@@ -79,8 +83,7 @@ def _was_cut(call: ToolRun, error: BaseException) -> bool:
         if not isinstance(error, (RunCut, asyncio.CancelledError)):
             return False  # an error of the tool's own
         # Told before anybody could cut it: by a callback, or by who cancelled it.
-        cancelled = isinstance(error, asyncio.CancelledError)
-        call.step.cut = "cancelled" if cancelled else error.cause
+        call.step.cut = error.cause if isinstance(error, RunCut) else "cancelled"
     if call.kill is not None:
         call.kill()
     if call.started:

@@ -172,4 +172,6 @@ def bounded_tool_node(node: ToolNode, adopt: Callable[[Any], Any]) -> ToolNode:
         name: bounded_tool(adopt(tool), options_here(tool))
         for name, tool in node.tools_by_name.items()
     }
-    return tool_node_like(node, class_of(BoundedToolNode, type(node)), tools)
+    cls = class_of(BoundedToolNode, type(node))
+    copied: ToolNode = tool_node_like(node, cls, tools)
+    return copied

@@ -73,30 +73,38 @@ class BoundedModel(BaseChatModel):
     ) -> ChatResult:
         """Answer as a whole, on time."""
         options = self._deadline_options
-        answer = functools.partial(super()._generate, messages, stop, run_manager)
+        model: Any = super()
+        answer = functools.partial(model._generate, messages, stop, run_manager)
         body = functools.partial(self._attempts, answer, kwargs)
         try:
-            return call_sync(self.get_name(), "model", options.limit, body)
+            result: ChatResult = call_sync(
+                self.get_name(), "model", options.limit, body
+            )
         except DeadlineExceeded as error:
             return self._without_answer(error)
+        return result
 
     async def _agenerate(
         self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
         """Answer as a whole, on time."""
         options = self._deadline_options
+        model: Any = super()
         if not answers_async(_own_class(type(self))):
             # Not in the loop's few threads.
             sync = run_manager.get_sync() if run_manager is not None else None
-            answer = functools.partial(super()._generate, messages, stop, sync)
+            answer = functools.partial(model._generate, messages, stop, sync)
             body = functools.partial(_in_thread, self._attempts, answer, kwargs)
         else:
-            aanswer = functools.partial(super()._agenerate, messages, stop, run_manager)
+            aanswer = functools.partial(model._agenerate, messages, stop, run_manager)
             body = functools.partial(self._aattempts, aanswer, kwargs)
         try:
-            return await call_async(self.get_name(), "model", options.limit, body)
+            result: ChatResult = await call_async(
+                self.get_name(), "model", options.limit, body
+            )
         except DeadlineExceeded as error:
             return self._without_answer(error)
+        return result
 
     def _without_answer(self, error: DeadlineExceeded) -> ChatResult:
         if self._deadline_options.on_exceeded == "raise" or error.cause == "window":

@@ -8,7 +8,6 @@ the error. Callbacks, configs and stores stay here; so does what a tool has in m
 from __future__ import annotations
 
 import asyncio
-import atexit
 import functools
 import inspect
 import io
@@ -26,7 +25,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, replace
-from multiprocessing import spawn
+from multiprocessing import spawn, util
 from multiprocessing.context import SpawnProcess
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
@@ -79,7 +78,7 @@ def target_of(tool: BaseTool) -> Target:
     """
     kind: Literal["function", "coroutine", "tool"] = "tool"
     body: Any = tool
-    if type(tool)._run in (StructuredTool._run, Tool._run):  # noqa: SLF001 - is it theirs?
+    if _hook(type(tool)) in (_hook(StructuredTool), _hook(Tool)):
         body = getattr(tool, "func", None)
         kind = "function"
         if body is None:
@@ -89,7 +88,7 @@ def target_of(tool: BaseTool) -> Target:
             raise _refused(tool.name, "it has no function")
         _check_parameters(tool, body)
     else:
-        _check_parameters(tool, tool._run)  # noqa: SLF001 - LangChain's hook
+        _check_parameters(tool, _hook(tool))
         # What belongs to the call and not to the body stays here.
         body = tool.model_copy(
             update={
@@ -108,6 +107,11 @@ def target_of(tool: BaseTool) -> Target:
         raise _refused(tool.name, f"{error}. {advice}") from error
 
 
+def _hook(of: Any, name: str = "_run") -> Any:
+    """Return what LangChain leaves to tools to define, and calls itself."""
+    return getattr(of, name)
+
+
 def _refused(name: str, why: str) -> TypeError:
     return TypeError(f"tool {name!r} cannot run in a process of its own: {why}")
 
@@ -121,7 +125,8 @@ def _check_parameters(tool: BaseTool, body: Callable[..., Any]) -> None:
         hints = {}  # LangChain injects nothing then, either
     parameters = inspect.signature(body).parameters
     known = {name: hints.get(name) for name in parameters}
-    known |= get_all_basemodel_annotations(tool.get_input_schema())
+    if isinstance(tool.args_schema, type):
+        known |= get_all_basemodel_annotations(tool.args_schema)
     for name, hint in known.items():
         stays = _what_stays(name, hint)
         parameter = parameters.get(name)
@@ -240,17 +245,26 @@ def _attribute(module: str, name: str) -> Any:
     return found
 
 
-@functools.cache
 def _importable(module: str) -> bool:
     """Return whether another process could import `module`."""
     if module in _MAIN:
         return bool(_main_here())
-    top = module.partition(".")[0]
-    return any(finder.find_spec(top, None) is not None for finder in sys.meta_path)
+    return _can_be_found(module.partition(".")[0])
+
+
+@functools.cache
+def _can_be_found(package: str) -> bool:
+    return any(finder.find_spec(package, None) is not None for finder in sys.meta_path)
+
+
+_caller_main: dict[str, str] = {}
+"""In a tool's process: how it imports the caller's script, once it has had to."""
 
 
 def _main_here() -> dict[str, str]:
     """Return how another process imports our `__main__`; nothing in a notebook."""
+    if _caller_main:
+        return _caller_main
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     if spec is not None:
@@ -271,6 +285,7 @@ _importing = threading.Event()
 
 def _import_main(main: Mapping[str, str]) -> None:
     """Import the caller's script as multiprocessing does, as `__mp_main__`; once."""
+    _caller_main.update(main)
     _importing.set()
     try:
         spawn.prepare(dict(main))
@@ -278,8 +293,8 @@ def _import_main(main: Mapping[str, str]) -> None:
         (script,) = main.values()
         msg = (
             f"the tool's process imports the script {script!r} to find the tool, and "
-            f"that failed: {error!r}. Move the tool to a module, or put what the script "
-            "does under `if __name__ == '__main__':`"
+            f"that failed: {error!r}. Move the tool to a module, or put what the "
+            "script does under `if __name__ == '__main__':`"
         )
         raise ImportError(msg) from error
     finally:
@@ -346,11 +361,11 @@ def _call(kind: str, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if kind == "coroutine":
         return asyncio.run(body(*args, **kwargs))
     try:
-        return body._run(*args, **kwargs)  # noqa: SLF001 - LangChain's hook
+        return _hook(body)(*args, **kwargs)
     except NotImplementedError:  # how tools say that they are async only
-        if type(body)._arun is BaseTool._arun:  # noqa: SLF001 - likewise
+        if _hook(type(body), "_arun") is _hook(BaseTool, "_arun"):
             raise
-    return asyncio.run(body._arun(*args, **kwargs))  # noqa: SLF001 - likewise
+    return asyncio.run(_hook(body, "_arun")(*args, **kwargs))
 
 
 def _dump_error(error: BaseException) -> bytes:
@@ -421,10 +436,10 @@ class ProcessCall:
             concurrent.futures.CancelledError: If the call was killed.
             RuntimeError: If its process ended by itself, or could not be started.
         """
-        try:
-            worked, data, text = self.future.result()
-        except (ProcessExpired, BrokenProcessPool) as error:
-            raise RuntimeError(self._ending(error)) from error
+        broken = self.future.exception()
+        if broken is not None:
+            raise RuntimeError(self._ending(broken)) from broken
+        worked, data, text = self.future.result()
         try:
             value = pickle.loads(data)
         except Exception as error:
@@ -488,17 +503,15 @@ class ProcessCall:
             worker.free()  # before who waits runs on, so that it finds this worker
         self.future.set_result(answer.result())
 
-    def _ending(self, error: Exception) -> str:
-        code = getattr(error, "exitcode", None)
-        how = "before it answered"
-        if isinstance(code, int) and code < 0:
-            how = f"by signal {-code} ({signal.strsignal(-code)}) {how}"
-        elif isinstance(error, ProcessExpired):
-            how = f"with exit code {code or 0} {how}"
-        return (
-            f"the process of tool {self.name!r} ended {how}. The call's outcome is "
-            "unknown"
-        )
+    def _ending(self, error: BaseException) -> str:
+        whose = f"the process of tool {self.name!r}"
+        if not isinstance(error, ProcessExpired):
+            return f"{whose} could not be used: {error.__cause__ or error!r}"
+        code = error.exitcode or 0
+        how = f"with exit code {code}"
+        if code < 0:
+            how = f"by signal {-code} ({signal.strsignal(-code)})"
+        return f"{whose} ended {how} before it answered; the outcome is unknown"
 
 
 def start(
@@ -711,6 +724,8 @@ class _Worker:
         pool: Any = self._pool  # in part without types
         pool.stop()
         pool.join()
+        if self._process is not None:
+            self._process.close()
 
 
 class _Mortal(BaseProcess):
@@ -833,6 +848,12 @@ def _the_workers() -> _Workers:
     global _workers  # noqa: PLW0603 - one for all
     with _lock:
         if _workers is None:
+            # Not `atexit`, which processes of multiprocessing leave out: they would
+            # wait for the end of ours.
+            util.Finalize(None, _at_exit, exitpriority=10)
+            if max_workers < 1:
+                msg = f"process.max_workers must be 1 or more, got {max_workers!r}"
+                raise ValueError(msg)
             _workers = _Workers(max_workers)
         return _workers
 
@@ -844,7 +865,13 @@ def _after_fork() -> None:
     _forked.set()
 
 
-# Before Pebble's own, which ends all workers: none is started after that.
-atexit.register(_exiting.set)
+def _at_exit() -> None:
+    """End all processes, and start none any more."""
+    _exiting.set()
+    for child in multiprocessing.active_children():
+        if isinstance(child, _Mortal):
+            child.terminate()
+
+
 if sys.platform != "win32":
     os.register_at_fork(after_in_child=_after_fork)

@@ -7,7 +7,7 @@ import math
 from typing import Any, Literal, get_args
 
 from langchain_core.messages import ToolMessage
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
@@ -15,7 +15,7 @@ from ._calls import CallLimit
 from ._guard import in_thread
 from ._langchain import runs_async
 from ._run import run_here
-from ._runnables import class_of
+from ._runnables import class_of, retry_in_time
 from ._scope import remaining
 from ._tool_call import NO_OPTIONS, OnCut, ToolOptions, ToolRun, tool_run
 from ._tool_guard import arun_tool, run_tool
@@ -120,6 +120,13 @@ class BoundedTool(BaseTool):
         # Past the overrides that would run a sync tool in the loop's few threads.
         return await BaseTool.ainvoke(self, input, config, **kwargs)
 
+    def with_retry(
+        self, *, retry_if_exception_type: Any = (Exception,), **kwargs: Any
+    ) -> Runnable[Any, Any]:
+        """Return the tool with retries, but none of what ran out of time."""
+        kinds = retry_in_time(retry_if_exception_type)
+        return super().with_retry(retry_if_exception_type=kinds, **kwargs)
+
     def _call(self, tool_input: Any, kwargs: dict[str, Any]) -> ToolRun | None:
         """Return the call that begins here, `None` inside one that is guarded."""
         id = kwargs.get("tool_call_id")
@@ -127,7 +134,10 @@ class BoundedTool(BaseTool):
         # The tool node guards the whole call, with all that middleware makes of it.
         if around is not None and around.whole and around.is_of(self.name, id):
             return None
-        return ToolRun(self.name, tool_input, id, self._deadline_options)
+        args = tool_input
+        if isinstance(args, dict):
+            args = self._filter_injected_args(args)  # what the model asked for
+        return ToolRun(self.name, args, id, self._deadline_options)
 
     def _answer(self, call: ToolRun, error: DeadlineExceeded) -> Any:
         """Return the error message for a call that overran, or raise."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Iterator
@@ -90,8 +91,9 @@ class Undo:
             self.then()
 
     async def asynchronous(self, call: dict[str, Any]) -> None:
-        """Undo it."""
-        await asyncio.sleep(0)
+        """Undo it, over many passes of the loop."""
+        for _ in range(200):
+            await asyncio.sleep(0)
         self.sync(call)
         if self.then is hang:
             await asyncio.sleep(HANG)
@@ -195,9 +197,7 @@ def test_a_cut_is_compensated_without_a_fallback(
     trial, undo = Trial(how), Undo()
     node = ToolNode([with_deadline(made("pay"), on_cut=undo.of(kind)), made("good")])
     graph = graph_of(trial, node, mode, checkpointer=InMemorySaver())
-    driven = trial.drive(
-        graph, asks(("pay", "1", HANG), ("good", "2", 0)), thread()
-    )
+    driven = trial.drive(graph, asks(("pay", "1", HANG), ("good", "2", 0)), thread())
     trial.at_budget(driven)
     assert len(undo.calls) == 1
     assert driven.report.unknown[0].compensation == "done"
@@ -216,9 +216,7 @@ def test_a_cut_is_compensated_without_a_fallback(
 def test_a_calls_own_overrun_is_compensated(how: How, kind: str, asked: Any) -> None:
     trial, undo = Trial(how, seconds=2.0), Undo()
     limit = 0.3 if how in SYNC else 3.0
-    tools = [
-        with_deadline(made("pay"), limit, on_cut=undo.of(kind), on_exceeded=asked)
-    ]
+    tools = [with_deadline(made("pay"), limit, on_cut=undo.of(kind), on_exceeded=asked)]
     graph = graph_of(trial, ToolNode(tools), "raise")
     driven = trial.drive(graph, asks(("pay", "1", HANG)))
     trial.took(driven, limit)
@@ -393,11 +391,9 @@ def test_a_compensation_that_swallows_its_cancellation_is_given_up(how: How) -> 
     trial = Trial(how)
 
     async def deaf(call: dict[str, Any]) -> None:
-        while True:
-            try:
-                await asyncio.sleep(HANG)
-            except asyncio.CancelledError:
-                continue
+        for _ in range(50):  # for ever, as far as the run can tell
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(20)
 
     node = ToolNode([with_deadline(made("pay"), on_cut=deaf)])
     driven = trial.drive(graph_of(trial, node, "fallback"), asks(("pay", "1", HANG)))
@@ -414,11 +410,9 @@ def test_a_tool_that_resists_is_compensated_all_the_same(how: How) -> None:
 
     async def deaf(seconds: float = 0.0) -> str:
         """Do not listen."""
-        while True:
-            try:
-                await asyncio.sleep(HANG)
-            except asyncio.CancelledError:
-                continue
+        for _ in range(50):  # for ever, as far as the run can tell
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(20)
 
     pay = StructuredTool.from_function(coroutine=deaf, name="pay")
     node = ToolNode([with_deadline(pay, on_cut=undo.asynchronous)])

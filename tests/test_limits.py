@@ -18,9 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Annotated, Any, TypedDict
 
-import anthropic
-import httpx2
-import openai
 import pytest
 from harness import ALL, ASYNC, SYNC, How, adrive, drive
 from hypothesis import given
@@ -36,7 +33,6 @@ from langgraph.func import entrypoint, task
 from langgraph.graph import START
 from langgraph.graph import StateGraph as LangGraphStateGraph
 from langgraph.types import Command, RetryPolicy, Send, interrupt
-from providers import VENDORS, Breaks, Provider, Status, Tokens
 from pydantic import Field, ValidationError
 
 from langgraph_deadline import (
@@ -1334,25 +1330,31 @@ def test_a_text_model_is_limited_too(how: How) -> None:
 
 # With the clients of real vendors, against a server that counts.
 
-VENDOR_ERRORS = (openai.OpenAIError, anthropic.AnthropicError, httpx2.HTTPError)
+
+@pytest.fixture
+def providers() -> Any:
+    """Return the servers; the vendors' clients are not installed everywhere."""
+    return pytest.importorskip("providers")
+
+
 PRICED = {"gpt-4o-mini": (1.0, 3.0), "claude-sonnet-5": (1.0, 3.0)}
 
 
 @pytest.mark.realtime
 @pytest.mark.parametrize("how", ["invoke", "ainvoke"])
 @pytest.mark.parametrize("streaming", [True, False])
-@pytest.mark.parametrize("vendor", VENDORS)
+@pytest.mark.parametrize("vendor", ["openai", "anthropic"])
 @pytest.mark.parametrize(
     "limits",
     [Limits(tokens=55, prices=PRICED), Limits(cost=120 / 1e6, prices=PRICED)],
     ids=["tokens", "cost"],
 )
 def test_a_vendors_client_is_limited_by_what_it_says_it_used(
-    limits: Limits, vendor: str, streaming: bool, how: How
+    limits: Limits, vendor: str, streaming: bool, how: How, providers: Any
 ) -> None:
     """7 tokens in and 5 out each time, of 20 that were reserved."""
-    with Provider(Tokens(5)) as server:
-        model = VENDORS[vendor](
+    with providers.Provider(providers.Tokens(5)) as server:
+        model = providers.VENDORS[vendor](
             server, max_tokens=20, streaming=streaming, stream_usage=True
         )
         graph = endless(asks(how, model), limited(limits), says("degraded"))
@@ -1370,33 +1372,37 @@ def test_a_vendors_client_is_limited_by_what_it_says_it_used(
 
 @pytest.mark.realtime
 @pytest.mark.parametrize("how", ["invoke", "ainvoke"])
-@pytest.mark.parametrize("vendor", VENDORS)
-@pytest.mark.parametrize(
-    ("behaviour", "requests", "unreported"),
-    [(Status(429), 4, 0), (Breaks(2), 2, 2)],
-    ids=["refused", "broken off"],
-)
+@pytest.mark.parametrize("vendor", ["openai", "anthropic"])
+@pytest.mark.parametrize("broken", [False, True], ids=["refused", "broken off"])
 def test_what_a_vendor_refused_is_given_back_and_what_broke_off_is_not(
-    behaviour: Any, requests: int, unreported: int, vendor: str, how: How
+    broken: bool, vendor: str, how: How, providers: Any
 ) -> None:
     """Two reservations fit in; refused requests need none in the end."""
-    tried: list[int] = []
-
-    with Provider(behaviour) as server:
-        model = VENDORS[vendor](server, max_tokens=20, streaming=True, max_retries=0)
+    failed: list[Exception] = []
+    behaviour = providers.Breaks(2) if broken else providers.Status(429)
+    with providers.Provider(behaviour) as server:
+        model = providers.VENDORS[vendor](
+            server, max_tokens=20, streaming=True, max_retries=0
+        )
 
         def node(state: State) -> State:
             for _ in range(4):
-                with suppress(*VENDOR_ERRORS):
+                try:
                     model.invoke("a question")
-                tried.append(1)
+                except Exception as error:
+                    failed.append(error)
+                    if isinstance(error, DeadlineExceeded):
+                        raise
             return {"log": ["went on"]}
 
         async def anode(state: State) -> State:
             for _ in range(4):
-                with suppress(*VENDOR_ERRORS):
+                try:
                     await model.ainvoke("a question")
-                tried.append(1)
+                except Exception as error:
+                    failed.append(error)
+                    if isinstance(error, DeadlineExceeded):
+                        raise
             return {"log": ["went on"]}
 
         builder = sequence(("work", node if how in SYNC else anode))
@@ -1404,10 +1410,11 @@ def test_what_a_vendor_refused_is_given_back_and_what_broke_off_is_not(
         graph = builder.compile(deadline=policy, fallback=says("degraded"))
         driven = drive(graph, {}, how)
     assert driven.error is None
-    assert len(server.requests) == len(tried) == requests
-    assert driven.values["log"] == ["went on" if requests == 4 else "degraded"]
+    assert len(server.requests) == (2 if broken else 4)
+    assert isinstance(failed[-1], DeadlineExceeded) is broken
+    assert driven.values["log"] == ["degraded" if broken else "went on"]
     assert driven.report.usage is not None
-    assert driven.report.usage.unreported == unreported
+    assert driven.report.usage.unreported == (2 if broken else 0)
 
 
 # Prices.

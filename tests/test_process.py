@@ -145,6 +145,12 @@ def test_a_tool_that_is_wrapped_where_it_is_defined_runs(tool: BaseTool) -> None
 
 
 @pytest.mark.realtime
+def test_what_a_tool_was_wrapped_with_before_need_not_cross() -> None:
+    bounded = with_deadline(tools.Subclass(), seconds=60, on_cut=lambda _: None)
+    assert with_deadline(bounded, isolation="process").invoke({"b": 1}) == 2
+
+
+@pytest.mark.realtime
 def test_it_is_another_process_and_the_same_one_for_the_next_call() -> None:
     processes = {call(tools.pid) for _ in range(20)}
     assert len(processes) == 1
@@ -208,7 +214,7 @@ def test_an_error_comes_back_as_it_was() -> None:
 
 @pytest.mark.realtime
 def test_an_error_that_cannot_be_unpickled_comes_back_with_its_type() -> None:
-    with pytest.raises(tools.Particular, match=r"disk \(7\)") as caught:
+    with pytest.raises(tools.ParticularError, match=r"disk \(7\)") as caught:
         call(tools.fails, how="Particular")
     assert caught.value.code == 7
     assert not hasattr(caught.value, "lock")
@@ -219,7 +225,7 @@ def test_an_error_that_only_the_process_knows_comes_back_as_its_base() -> None:
     with pytest.raises(LookupError, match="nobody else knows") as caught:
         call(tools.fails, how="local")
     assert type(caught.value) is LookupError
-    assert "Local" in caught.value.__notes__[0]
+    assert "LocalError" in caught.value.__notes__[0]
 
 
 @pytest.mark.realtime
@@ -360,7 +366,7 @@ def test_the_calls_around_a_killed_one_are_left_alone(tmp_path: Path) -> None:
 @pytest.mark.realtime
 def test_calls_that_end_just_when_they_are_killed_lose_no_other(tmp_path: Path) -> None:
     """The call that follows finds a process, whichever of the two came first."""
-    for i in range(40):
+    for i in range(20):
         path = tmp_path / f"{i}"
         running = begin(tools.sleeps, path=str(path), seconds=0.02)
         pid_in(path)
@@ -443,12 +449,41 @@ def test_a_forked_process_has_processes_of_its_own() -> None:
     try:
         assert ours.poll(LONG), "the forked process did not answer"
         first, second = ours.recv()
-    finally:
         child.join(LONG)
+        assert child.exitcode == 0, "it does not wait for processes of ours"
+    finally:
         child.kill()
     assert first == second != mine
     until(lambda: is_gone(first), SOON)
     assert call(tools.pid) == mine
+
+
+@pytest.mark.realtime
+def test_a_process_that_may_have_no_children_is_told_so() -> None:
+    """A daemonic one, as multiprocessing's pools have them."""
+
+    def main() -> None:
+        try:
+            call(tools.add, a=1)
+        except RuntimeError as error:
+            theirs.send(str(error))
+
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=main, daemon=True)
+    child.start()
+    try:
+        assert ours.poll(LONG), "the daemonic process did not answer"
+        assert "tool 'add' could not be used" in (said := ours.recv())
+        assert "daemonic processes are not allowed to have children" in said
+    finally:
+        child.kill()
+
+
+def test_a_limit_of_no_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    process.shut_down()
+    monkeypatch.setattr(process, "max_workers", 0)
+    with pytest.raises(ValueError, match=r"process\.max_workers must be 1 or more"):
+        begin(tools.add, a=1)
 
 
 # Refused, when the tool is wrapped.
@@ -600,6 +635,7 @@ def test_a_tool_of_a_script_with_a_guard_works(folder: Path) -> None:
     body = """
     from dataclasses import dataclass
     from langchain_core.tools import tool
+    from langgraph_deadline import with_deadline
     from mine import call
 
     @dataclass
@@ -616,15 +652,18 @@ def test_a_tool_of_a_script_with_a_guard_works(folder: Path) -> None:
             raise Missing(page)
         return Page(page.text.upper())
 
+    bounded = with_deadline(read, 60, isolation="process")
+
     if __name__ == "__main__":
         print(call(read, page=Page("text")).wait() == Page("TEXT"))
+        print(bounded.invoke({"page": Page("text")}) == Page("TEXT"))
         try:
             call(read, page=Page("missing")).wait()
         except Missing as error:
             print(error.args == (Page("missing"),))
     """
     path = script(folder, body)
-    assert run(path)[:2] == ("True\nTrue\n", "")
+    assert run(path)[:2] == ("True\n" * 3, "")
     assert run(Path("script"), interpreter=("-m",))[1] != ""  # not on the path here
     out = subprocess.run(
         [sys.executable, "-m", "script"],
@@ -635,7 +674,7 @@ def test_a_tool_of_a_script_with_a_guard_works(folder: Path) -> None:
         timeout=120,
         check=True,
     )
-    assert (out.stdout, out.stderr) == ("True\nTrue\n", "")
+    assert (out.stdout, out.stderr) == ("True\n" * 3, "")
 
 
 @pytest.mark.realtime
@@ -724,10 +763,7 @@ async def test_a_wrapped_tool_is_killed_at_its_limit(
     arguments = {"path": str(tmp_path / "pid")}
     before = time.monotonic()
     with pytest.raises(DeadlineExceeded) as caught:
-        if asynchronous:
-            await bounded.ainvoke(arguments)
-        else:
-            bounded.invoke(arguments)
+        await bounded.ainvoke(arguments) if asynchronous else bounded.invoke(arguments)
     assert time.monotonic() - before < 1.5 + 1.0
     assert caught.value.cause == "step"
     with contextlib.suppress(AssertionError):  # it may not have come to its first line

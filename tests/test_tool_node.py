@@ -437,9 +437,7 @@ def test_an_interrupt_in_a_call_passes_and_resumes(how: How) -> None:
     trial = Trial(how, seconds=2.0)
     asking = made("asking", lambda: f"answered {interrupt('Go on?')}")
     node = ToolNode([with_deadline(asking, 60), good])
-    graph = compiled(
-        trial, builder_of(node), "fallback", checkpointer=InMemorySaver()
-    )
+    graph = compiled(trial, builder_of(node), "fallback", checkpointer=InMemorySaver())
     config: Any = {"configurable": {"thread_id": "1"}}
     asked = asks(("good", "1", 0), ("asking", "2", 0))
     first = trial.drive(graph, {"messages": [asked]}, config)
@@ -458,9 +456,7 @@ def test_an_interrupt_beside_calls_that_run_leaves_no_orphan(how: How) -> None:
     trial = Trial(how)
     asking = made("asking", lambda: f"answered {interrupt('Go on?')}")
     node = ToolNode([asking, good])
-    graph = compiled(
-        trial, builder_of(node), "fallback", checkpointer=InMemorySaver()
-    )
+    graph = compiled(trial, builder_of(node), "fallback", checkpointer=InMemorySaver())
     config: Any = {"configurable": {"thread_id": "1"}}
     asked = asks(("good", "1", 3), ("asking", "2", 0))
     first = trial.drive(graph, {"messages": [asked]}, config)

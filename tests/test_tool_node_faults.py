@@ -515,8 +515,11 @@ def test_a_tool_that_swallows_its_cancellation_is_not_waited_for(
     assert driven.error is None
     found = answers(driven)
     assert found["2"].content == "a result"
-    assert found["1"].status == "error"
-    assert "outcome is unknown" in found["1"].text
+    if own or for_ever:
+        assert found["1"].status == "error"
+        assert "outcome is unknown" in found["1"].text
+    else:  # as with nodes: what is returned in the grace of the run's cut is kept
+        assert found["1"].content == "late"
     assert driven.elapsed < (3.3 if own else 8.3)
     assert ran.count("deaf") == 1
     assert len(driven.report.stragglers) == (1 if for_ever else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import functools
 import os
@@ -101,15 +102,13 @@ static = StructuredTool.from_function(Adder.one)
 
 
 class Subclass(BaseTool):
-    """A tool with a field, an error handler, and a callback manager it can do without."""
+    """A tool with a field, and a callback manager that it can do without."""
 
     name: str = "subclass"
     description: str = "Add."
     a: int = 1
 
-    def _run(
-        self, b: int, run_manager: CallbackManagerForToolRun | None = None
-    ) -> int:
+    def _run(self, b: int, run_manager: CallbackManagerForToolRun | None = None) -> int:
         assert run_manager is None
         return self.a + b
 
@@ -192,7 +191,7 @@ def lock() -> Any:
 # What raises.
 
 
-class Particular(Exception):
+class ParticularError(Exception):
     """Pickles, but cannot be unpickled: it takes other arguments than it keeps."""
 
     def __init__(self, what: str, *, code: int) -> None:
@@ -207,13 +206,13 @@ def fails(how: str) -> None:
     if how == "ToolException":
         raise ToolException("not today")
     if how == "Particular":
-        raise Particular("disk", code=7)
+        raise ParticularError("disk", code=7)
     if how == "local":
 
-        class Local(LookupError):
+        class LocalError(LookupError):
             pass
 
-        raise Local("nobody else knows this class")
+        raise LocalError("nobody else knows this class")
     if how == "OSError":
         raise FileNotFoundError(2, "no such file", "name")
     if how == "SystemExit":
@@ -247,10 +246,8 @@ async def sleeps_async(path: str) -> None:
     """Sleep, swallowing every cancellation."""
     say_pid(path)
     while True:
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            pass
 
 
 @tool
@@ -281,10 +278,8 @@ def swallows(path: str) -> None:
     """Sleep, whatever is raised."""
     say_pid(path)
     while True:
-        try:
+        with contextlib.suppress(BaseException):
             time.sleep(60)
-        except BaseException:  # noqa: BLE001, S110 - that is the point
-            pass
 
 
 @tool
@@ -380,6 +375,6 @@ def shadowed(a: int) -> int:
 hidden = StructuredTool.from_function(shadowed)
 
 
-def shadowed(a: int) -> int:  # type: ignore[no-redef]  # noqa: F811 - that is the point
+def shadowed(a: int) -> int:  # type: ignore[no-redef]
     """Subtract one."""
     return a - 1

@@ -106,9 +106,9 @@ def bound(
         CompiledStateGraph[State, Context, State, State],
     )
     assert_type(with_deadline(entrypoint, 30), Pregel[State, None, State, State])
-    with_deadline(plain, "30")  # type: ignore[arg-type]
-    with_deadline(plain, 30, fallback=42)  # type: ignore[arg-type]
-    with_deadline(42, 30)  # type: ignore[type-var]
+    with_deadline(plain, "30")  # type: ignore[call-overload]
+    with_deadline(plain, 30, fallback=42)  # type: ignore[call-overload]
+    with_deadline(42, 30)  # type: ignore[call-overload]
 
 
 # Values.
