@@ -10,11 +10,13 @@ from ._scope import (
     shield,
 )
 from ._tool_call import idempotency_key
+from .agents import agent_fallback
 from .callbacks import DeadlineHandler
 from .control import RunControl
 from .deadline import Deadline
 from .errors import DeadlineExceeded
 from .graph import StateGraph, with_deadline
+from .limits import Limits
 from .nodes import RemainingTime
 from .policy import DeadlinePolicy, StepBudget
 from .report import RunReport, collect_runs
@@ -24,11 +26,13 @@ __all__ = (
     "DeadlineExceeded",
     "DeadlineHandler",
     "DeadlinePolicy",
+    "Limits",
     "RemainingTime",
     "RunControl",
     "RunReport",
     "StateGraph",
     "StepBudget",
+    "agent_fallback",
     "check",
     "collect_runs",
     "current_deadline",

@@ -6,16 +6,17 @@ smaller of its own and what is left where it is made.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from . import _clock
 from ._cut import AsyncStep, Inside, Kind, Step, SyncStep
-from ._guard import run_async, run_sync
-from ._run import Run, RunScope
+from ._guard import in_thread, run_async, run_sync
+from ._run import Run, RunScope, run_here
 from ._scope import current
 from .deadline import positive_seconds_of, seconds_of
 from .errors import DeadlineExceeded, plain
@@ -53,11 +54,14 @@ class CallLimit:
         return cls(own, least)
 
     def within(self, around: CallLimit) -> CallLimit:
-        """Return the tighter of two limits."""
+        """Return the tighter of two limits.
+
+        Raises:
+            ValueError: If together they let nothing start.
+        """
         both = [s for s in (self.seconds, around.seconds) if s is not None]
-        seconds = min(both, default=None)
         needs = max(self.needs, around.needs)
-        return replace(self, seconds=seconds, needs=needs)
+        return type(self).checked(min(both, default=None), needs)
 
 
 NO_LIMIT = CallLimit()
@@ -191,3 +195,10 @@ def error_of(run: Run, step: Step, limit: CallLimit) -> DeadlineExceeded:
 def is_own(step: Step) -> bool:
     """Return whether a call was cut or refused for a limit of its own."""
     return step.cut == "window" or (step.cut == "step" and step.binding is step)
+
+
+async def threaded(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Await a blocking function, inside a call, in a thread that can be given up."""
+    run = run_here()
+    assert run is not None  # noqa: S101 - every call is part of one
+    return await in_thread(run, functools.partial(function, *args, **kwargs))

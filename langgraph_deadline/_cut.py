@@ -209,7 +209,7 @@ class Step(Scope, ABC):
     def overrun(self) -> float:
         """Return how far the step is past its deadline or its cut (in seconds)."""
         since = self.cut_at if self.cut is not None else self.at
-        return _clock.now() - min(since, self.at)
+        return max(_clock.now() - min(since, self.at), 0.0)
 
 
 class SyncStep(Step):
@@ -274,7 +274,8 @@ _HANDING_OVER = 0.1
 _FOR_NESTED = 0.9
 """Share of the grace that runs inside a step have to end by themselves."""
 
-_PASSES = 100
+_PASSES = 20
+_PASSES_TO_RETURN = 500  # through the engines of graphs within graphs
 
 
 class AsyncStep(Step):
@@ -336,7 +337,7 @@ class AsyncStep(Step):
     def _cancel_late(self) -> None:
         self._ask(self.grace * (1 - _FOR_NESTED))
 
-    def nested_ended(self, passes: int = _PASSES) -> None:
+    def nested_ended(self, passes: int = _PASSES_TO_RETURN) -> None:
         """Cancel the task if it has more to wait for than the runs that were inside.
 
         It gets some passes of the loop, but no time, to return what they returned.
@@ -345,8 +346,11 @@ class AsyncStep(Step):
             return
         if self.task.done():
             return
-        if passes:
-            self.task.get_loop().call_soon_threadsafe(self.nested_ended, passes - 1)
+        loop = self.task.get_loop()
+        if passes and running_loop() is loop:
+            loop.call_soon(self.nested_ended, passes - 1)
+        elif passes:
+            loop.call_soon_threadsafe(self.nested_ended, passes - 1)
         else:
             self._in_loop(self._cancel)
 

@@ -155,7 +155,8 @@ def _note_blocked_loop(run: Run, step: AsyncStep) -> None:
         _expire(run, step)
         run.blocked_loop(step)
     elif step.cut is not None and (
-        step.late or now - step.cut_at > step.patience() + _LATE
+        step.late
+        or now - step.cut_at > max(step.patience(), step.waits + step.grace) + _LATE
     ):
         run.blocked_loop(step)
 

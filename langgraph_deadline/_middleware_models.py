@@ -29,18 +29,28 @@ class BoundedModels:
     """
 
     def __init__(self) -> None:
-        self._known: list[tuple[Any, Any]] = []
+        # The model, its attributes as they were, and the copy.
+        self._known: list[tuple[Any, dict[str, Any], Any]] = []
 
     def of(self, model: Any) -> Any:
         """Return `model` so that its calls end on time."""
         if not isinstance(model, BaseChatModel) or isinstance(model, BoundedModel):
             return model
-        for original, bounded in self._known:
-            if original is model:
+        fields = vars(model)
+        for original, as_it_was, bounded in self._known:
+            if original is model and _same(fields, as_it_was):
                 return bounded
         bounded = bounded_model(model)
-        self._known = [(model, bounded), *self._known[: _MOST_MODELS - 1]]
+        others = [known for known in self._known if known[0] is not model]
+        self._known = [(model, dict(fields), bounded), *others[: _MOST_MODELS - 1]]
         return bounded
+
+
+def _same(fields: dict[str, Any], as_they_were: dict[str, Any]) -> bool:
+    """Return whether nobody has changed a model since."""
+    return fields.keys() == as_they_were.keys() and all(
+        fields[name] is value for name, value in as_they_were.items()
+    )
 
 
 def asked(
@@ -65,7 +75,7 @@ def calls_of_withheld(messages: Sequence[Any], withheld: frozenset[str]) -> list
     return [
         call["id"]
         for message in messages
-        if withheld and isinstance(message, AIMessage)
+        if isinstance(message, AIMessage)
         for call in message.tool_calls
         if call["name"] in withheld and call["id"]
     ]
@@ -153,14 +163,22 @@ def refuse_to_close_twice(
 
 
 _ANSWERING = agent_fallback("-")
+_UNKNOWN = (
+    "Error: the call of {!r} has no result: the run that made it ended before. It may "
+    "or may not have taken effect."
+)
 
 
 def repair(state: Any, config: RunnableConfig | None) -> dict[str, Any]:
     """Return the update that answers the calls that earlier runs left open."""
     if not _open_calls(state["messages"]):
         return {}
-    update = _ANSWERING.invoke(state, config)["messages"]
-    return {"messages": update[:-1]}  # not the last word, which is for ends
+    known = {id(message) for message in state["messages"]}
+    update = _ANSWERING.invoke(state, config)["messages"][:-1]  # not the last word
+    for message in update:
+        if isinstance(message, ToolMessage) and id(message) not in known:
+            message.content = _UNKNOWN.format(message.name)
+    return {"messages": update}
 
 
 def _open_calls(messages: Sequence[Any]) -> set[str | None]:

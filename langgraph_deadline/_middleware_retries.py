@@ -27,14 +27,25 @@ _JITTER = 1.25
 def pause_ahead(error: Exception) -> float | None:
     """Return how long the next attempt would be waited for, at the most (in seconds).
 
-    `None` if nobody around this call would retry after `error`.
+    `None` if nobody around this call would retry after `error`, or would not wait.
     """
     for frame in _frames_around():
         if frame.f_code.co_name in _HOOKS:
-            pause = _pause(frame.f_locals, error)
+            names = frame.f_locals
+            if _tries_another_model(names):
+                return None
+            pause = _pause(names, error)
             if pause is not None:
                 return pause
     return None
+
+
+def _tries_another_model(names: Any) -> bool:
+    """Return whether these are the local variables of `ModelFallbackMiddleware`."""
+    models = getattr(names.get("self"), "models", None)
+    if not isinstance(models, list) or not models:
+        return False
+    return names.get("fallback_model") is not models[-1]
 
 
 def _pause(names: Any, error: Exception) -> float | None:

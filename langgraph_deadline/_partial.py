@@ -65,7 +65,9 @@ class Partial:
         """Yield the end of an answer that was cut; raise if it was never begun."""
         if error.cause == "window":
             raise error
-        message = AIMessageChunk(content="", response_metadata=dict(MARK))
+        message = AIMessageChunk(
+            content="", response_metadata=dict(MARK), chunk_position="last"
+        )
         yield ChatGenerationChunk(message=message)
 
 

@@ -447,7 +447,7 @@ class Run:
             "Step %r was cut (%s) and still runs; it was given up and can no longer "
             "write anything.",
             step.name,
-            step.cut,
+            step.cut or "cancelled",
         )
 
     def blocked_loop(self, step: Step) -> None:
@@ -677,7 +677,7 @@ def _ledger_for(
 
 _ENDED = RunScope(None)
 
-_LAST_PASSES = 100
+_LAST_PASSES = 1000
 
 ENGINE_PATIENCE = 0.05
 """What the engine may take to end after its last step (in seconds): it has to apply the

@@ -8,10 +8,10 @@ import inspect
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from pydantic import BaseModel
 
-from ._calls import CallLimit, call_async, call_sync
+from ._calls import CallLimit, call_async, call_sync, threaded
 from ._streams import stream_async, stream_sync
 from .errors import DeadlineExceeded
 
@@ -24,7 +24,10 @@ def bounded_function(function: Any, limit: CallLimit) -> Any:
     """
     name = getattr(function, "__name__", type(function).__name__)
     if isinstance(function, type):
-        msg = f"with_deadline() takes no class: pass a method or instance of {name}"
+        msg = (
+            f"with_deadline() got {name}, a {type(function).__name__}: pass an "
+            "instance or a method of it"
+        )
         raise TypeError(msg)
     call = getattr(function, "__call__", None)  # noqa: B004 - of an instance
     if any(_generates(f) for f in (function, call)):
@@ -84,7 +87,11 @@ class BoundedRunnable(Runnable[Any, Any]):
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Any:
         """Call the Runnable, on time."""
-        body = functools.partial(super().ainvoke, input, config, **kwargs)
+        runnable: Any = super()
+        if _blocks(self):  # not in the loop's few threads
+            body = functools.partial(threaded, runnable.invoke, input, config, **kwargs)
+        else:
+            body = functools.partial(runnable.ainvoke, input, config, **kwargs)
         return await call_async(self._call_name(), "call", self._deadline_limit, body)
 
     def stream(
@@ -118,6 +125,11 @@ class BoundedRunnable(Runnable[Any, Any]):
         make = functools.partial(super().atransform, input, config, **kwargs)
         return stream_async(self._call_name(), "call", self._deadline_limit, make)
 
+    def astream_events(self, *args: Any, **kwargs: Any) -> Any:
+        """Stream the Runnable's events, on time."""
+        # Bindings ask what they bind, past the limit of their own.
+        return Runnable.astream_events(self, *args, **kwargs)
+
     # Each item of a batch is a call of its own, whatever the Runnable would make of it.
 
     def batch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
@@ -136,6 +148,14 @@ class BoundedRunnable(Runnable[Any, Any]):
         """Return the Runnable with retries, but none of what ran out of time."""
         kinds = retry_in_time(retry_if_exception_type)
         return super().with_retry(retry_if_exception_type=kinds, **kwargs)
+
+
+def _blocks(runnable: Any) -> bool:
+    """Return whether a Runnable has no async code of its own."""
+    if isinstance(runnable, RunnableLambda):
+        return not hasattr(runnable, "afunc")
+    own: Any = type(runnable).__bases__[-1]
+    return bool(own.ainvoke is Runnable.ainvoke)
 
 
 def bounded_runnable(runnable: Runnable[Any, Any], limit: CallLimit) -> Any:

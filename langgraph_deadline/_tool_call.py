@@ -161,6 +161,12 @@ tool_run: ContextVar[ToolRun | None] = ContextVar(
 )
 
 
+key_in_process: ContextVar[str | None] = ContextVar(
+    "langgraph_deadline_key_in_process", default=None
+)
+"""The key of the call that a process of its own is making."""
+
+
 def idempotency_key() -> str:
     """Return a key for the tool call that is being made right here.
 
@@ -173,6 +179,8 @@ def idempotency_key() -> str:
             wrapped by `with_deadline`.
     """
     call = tool_run.get()
+    if call is None and (key := key_in_process.get()) is not None:
+        return key
     if call is None:
         msg = (
             "idempotency_key() was called outside of a tool call. Call it in a tool "

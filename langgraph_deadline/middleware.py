@@ -67,9 +67,7 @@ class DeadlineState(AgentState[ResponseT]):
     deadline_not_offered: NotRequired[Annotated[list[str], PrivateStateAttr]]
 
 
-class DeadlineMiddleware(
-    AgentMiddleware[DeadlineState[ResponseT], ContextT, ResponseT]
-):
+class DeadlineMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, ResponseT]):
     """One deadline for each run of an agent: its model calls, tool calls and retries.
 
     What is cut is answered, so that the history stays valid, and the run ends on time:
@@ -122,13 +120,16 @@ class DeadlineMiddleware(
     # The beginning of a run.
 
     def before_agent(
-        self, state: DeadlineState[ResponseT], runtime: Runtime[ContextT]
+        self, state: AgentState[ResponseT], runtime: Runtime[ContextT]
     ) -> dict[str, Any] | None:
         """Note that a run begins, and answer what an earlier one left open."""
-        return {TIME_KEY: {}, **repair(state, config_here())}
+        update = {TIME_KEY: {}, **repair(state, config_here())}
+        if _NOT_OFFERED in state:
+            update[_NOT_OFFERED] = []  # ids may be used again
+        return update
 
     async def abefore_agent(
-        self, state: DeadlineState[ResponseT], runtime: Runtime[ContextT]
+        self, state: AgentState[ResponseT], runtime: Runtime[ContextT]
     ) -> dict[str, Any] | None:
         """As `before_agent`."""
         return self.before_agent(state, runtime)
@@ -199,9 +200,9 @@ class DeadlineMiddleware(
         self, response: ModelResponse[ResponseT], withheld: frozenset[str]
     ) -> ModelResponse[ResponseT] | ExtendedModelResponse[ResponseT]:
         """Return a response; note the calls of tools that the model was not offered."""
-        refused = calls_of_withheld(response.result, withheld)
-        if not refused:
+        if not withheld:
             return response
+        refused = calls_of_withheld(response.result, withheld)
         return ExtendedModelResponse(response, Command(update={_NOT_OFFERED: refused}))
 
     def _closed(

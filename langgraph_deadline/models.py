@@ -2,6 +2,7 @@
 
 # What is overridden here is what LangChain's models are made of, protected or not.
 # pyright: reportPrivateUsage=false, reportIncompatibleMethodOverride=false
+# ruff: noqa: SLF001
 
 from __future__ import annotations
 
@@ -18,12 +19,10 @@ from langchain_core.runnables import Runnable
 from pydantic import PrivateAttr
 
 from . import _clock
-from ._calls import NO_LIMIT, CallLimit, call_async, call_sync
-from ._guard import in_thread
+from ._calls import NO_LIMIT, CallLimit, call_async, call_sync, threaded
 from ._langchain import answers_async, streams, streams_async
 from ._pace import Pace
 from ._partial import CompleteOnly, Partial, empty_answer
-from ._run import run_here
 from ._runnables import class_of, retry_in_time
 from ._scope import check, remaining
 from ._streams import stream_async, stream_sync
@@ -73,8 +72,8 @@ class BoundedModel(BaseChatModel):
     ) -> ChatResult:
         """Answer as a whole, on time."""
         options = self._deadline_options
-        model: Any = super()
-        answer = functools.partial(model._generate, messages, stop, run_manager)
+        whole: Any = super()
+        answer = functools.partial(whole._generate, messages, stop, run_manager)
         body = functools.partial(self._attempts, answer, kwargs)
         try:
             result: ChatResult = call_sync(
@@ -89,14 +88,14 @@ class BoundedModel(BaseChatModel):
     ) -> ChatResult:
         """Answer as a whole, on time."""
         options = self._deadline_options
-        model: Any = super()
+        whole: Any = super()
         if not answers_async(_own_class(type(self))):
             # Not in the loop's few threads.
             sync = run_manager.get_sync() if run_manager is not None else None
-            answer = functools.partial(model._generate, messages, stop, sync)
-            body = functools.partial(_in_thread, self._attempts, answer, kwargs)
+            answer = functools.partial(whole._generate, messages, stop, sync)
+            body = functools.partial(threaded, self._attempts, answer, kwargs)
         else:
-            aanswer = functools.partial(model._agenerate, messages, stop, run_manager)
+            aanswer = functools.partial(whole._agenerate, messages, stop, run_manager)
             body = functools.partial(self._aattempts, aanswer, kwargs)
         try:
             result: ChatResult = await call_async(
@@ -343,17 +342,11 @@ class _Timing:
         self._pace.note(self._first - self._start, self._last - self._first, tokens)
 
 
-async def _in_thread(function: Any, *args: Any) -> Any:
-    run = run_here()
-    assert run is not None  # noqa: S101 - every call is part of one
-    return await in_thread(run, functools.partial(function, *args))
-
-
 async def _from_thread(make: Any) -> AsyncIterator[Any]:
     """Yield what the iterator of `make()` yields, each item taken in a thread."""
     items = make()
     end = object()
-    while (item := await _in_thread(next, items, end)) is not end:
+    while (item := await threaded(next, items, end)) is not end:
         yield item
 
 

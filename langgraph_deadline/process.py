@@ -23,7 +23,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from multiprocessing import spawn, util
 from multiprocessing.context import SpawnProcess
@@ -43,6 +43,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from . import _clock
 from ._scope import Scope, current
+from ._tool_call import key_in_process
 
 if sys.platform != "win32":
     from multiprocessing import forkserver
@@ -50,11 +51,6 @@ if sys.platform != "win32":
 
 max_workers: int = max(os.cpu_count() or 1, 4)
 """How many calls run at once; more wait. Read when the first call is made."""
-
-key_in_process: ContextVar[str | None] = ContextVar(
-    "langgraph_deadline_key_in_process", default=None
-)
-"""The idempotency key of the call that this process is making."""
 
 
 # What crosses: found out when a tool is wrapped.

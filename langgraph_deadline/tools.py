@@ -11,10 +11,8 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
-from ._calls import CallLimit
-from ._guard import in_thread
+from ._calls import CallLimit, threaded
 from ._langchain import runs_async
-from ._run import run_here
 from ._runnables import class_of, retry_in_time
 from ._scope import remaining
 from ._tool_call import NO_OPTIONS, OnCut, ToolOptions, ToolRun, tool_run
@@ -105,7 +103,9 @@ class BoundedTool(BaseTool):
         if self._is_async():
             body = functools.partial(super().arun, tool_input, *args, **kwargs)
         else:
-            body = functools.partial(self._in_thread, tool_input, *args, **kwargs)
+            body = functools.partial(
+                threaded, self._run_here, tool_input, *args, **kwargs
+            )
         if call is None:
             return await body()
         try:
@@ -147,12 +147,6 @@ class BoundedTool(BaseTool):
 
     def _run_here(self, *args: Any, **kwargs: Any) -> Any:
         return super().run(*args, **kwargs)
-
-    async def _in_thread(self, *args: Any, **kwargs: Any) -> Any:
-        call = functools.partial(self._run_here, *args, **kwargs)
-        run = run_here()
-        assert run is not None  # noqa: S101 - every call is part of one
-        return await in_thread(run, call)
 
     def _is_async(self) -> bool:
         if self._deadline_options.target is not None:

@@ -121,7 +121,7 @@ def test_a_limit_is_for_the_whole_sync_stream() -> None:
     began = _clock.now()
     with pytest.raises(DeadlineExceeded):
         for item in with_deadline(Often(), 0.35).stream(99):
-            got.append(item)  # noqa: PERF402 - a loop as a reader has it
+            got.append(item)
     assert 0.35 <= _clock.now() - began < 0.95
     assert 1 <= len(got) <= 3
     until(lambda: closed == ["closed"])
@@ -187,10 +187,10 @@ def test_a_slow_reader_uses_up_the_limit() -> None:
     async def main() -> None:
         began = _clock.now()
         with pytest.raises(DeadlineExceeded):
-            async for item in with_deadline(Counts(), 5).astream(99):
+            async for item in with_deadline(Counts(), 5.5).astream(99):
                 got.append(item)
                 await asyncio.sleep(3)
-        assert _clock.now() - began == pytest.approx(7)
+        assert _clock.now() - began == pytest.approx(8)
 
     run_virtual(main())
     assert got == [0, 1]
@@ -290,6 +290,7 @@ def test_a_stream_in_a_sequence_flows_through() -> None:
         with pytest.raises(DeadlineExceeded) as caught:
             await collected(whole.astream(9))
         assert caught.value.step == "RunnableSequence"
+        await asyncio.sleep(0)  # LangChain leaves its generators to the loop to close
         assert len(asyncio.all_tasks()) == 1
 
     run_virtual(again())
@@ -306,7 +307,7 @@ def test_a_sync_stream_in_a_sequence_flows_through() -> None:
     assert list(chain.stream(3)) == [0, 2, 4]
     chain = with_deadline(Often() | RunnableGenerator(double), 0.35)
     with pytest.raises(DeadlineExceeded):
-        list(chain.stream(99))
+        list(chain.stream(8))  # to its end: LangChain reads what it closes
     until(lambda: closed == ["closed"] * 2)
 
 
@@ -316,8 +317,9 @@ def test_parallel_streams_end_together() -> None:
     async def main() -> None:
         with pytest.raises(DeadlineExceeded):
             await collected(both.astream(9))
-        await asyncio.sleep(0)
+        await asyncio.sleep(2)  # LangChain's tasks for the branches: one more item
         assert closed == ["closed"] * 2
+        assert len(asyncio.all_tasks()) == 1
 
     run_virtual(main())
 
@@ -328,7 +330,7 @@ def test_what_encloses_a_stream_ends_it() -> None:
         began = _clock.now()
         with move_on_after(2.5) as scope:
             async for item in with_deadline(Counts(), 60).astream(9):
-                got.append(item)  # noqa: PERF401 - what came before the end counts
+                got.append(item)
         assert scope.cancelled_caught
         assert got == [0, 1]
         assert _clock.now() - began == pytest.approx(2.5)
@@ -348,7 +350,7 @@ def test_an_error_of_the_source_passes_after_what_came_before_it() -> None:
     got = []
     with pytest.raises(LookupError, match="broken"):
         for item in with_deadline(RunnableGenerator(breaks), 5).stream(1):
-            got.append(item)  # noqa: PERF402 - a loop as a reader has it
+            got.append(item)
     assert got == [1]
 
 
@@ -385,7 +387,7 @@ def test_a_stream_in_a_node_ends_with_the_run(how: How) -> None:
 
     def read(state: Any) -> Any:
         for item in bounded.stream(99):
-            got.append(item)  # noqa: PERF402 - a loop as a reader has it
+            got.append(item)
 
     async def aread(state: Any) -> Any:
         async for item in bounded.astream(99):

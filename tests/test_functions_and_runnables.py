@@ -6,18 +6,14 @@ import asyncio
 import functools
 import inspect
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from harness import ALL, ASYNC, SYNC, How, Trial
+from harness import ALL, SYNC, How, Trial
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import (
-    Runnable,
     RunnableConfig,
-    RunnableGenerator,
     RunnableLambda,
     RunnableParallel,
     RunnablePassthrough,
@@ -531,19 +527,9 @@ def test_a_prompt_and_a_model_are_a_sequence() -> None:
 
 
 @pytest.mark.realtime
-@pytest.mark.parametrize(
-    "kind", ["lambda", "sequence", "parallel", "bind", "with_fallbacks"]
-)
-def test_blocking_code_does_not_hold_up_asyncio_run(kind: str) -> None:
+def test_blocking_code_does_not_hold_up_asyncio_run() -> None:
     """Which waits for the loop's own threads, however long they take."""
-    blocking = RunnableLambda(slow)
-    runnable: Any = {
-        "lambda": blocking,
-        "sequence": RunnablePassthrough() | blocking,
-        "parallel": RunnableParallel(a=blocking),
-        "bind": blocking.bind(more=2),
-        "with_fallbacks": blocking.with_fallbacks([blocking]),
-    }[kind]
+    runnable = RunnableLambda(slow)
     began = _clock.now()
     with pytest.raises(DeadlineExceeded):
         asyncio.run(with_deadline(runnable, LIMIT).ainvoke(3.0))

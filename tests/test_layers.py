@@ -8,6 +8,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -42,13 +43,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_begin", "_sequence", "_tasks", "_views"),
     ("_notes",),
     ("_drive", "_fence"),
-    ("nodes",),
-    ("_bounded",),
+    ("_middleware_retries", "_middleware_time", "_middleware_watch", "nodes"),
+    ("_bounded", "_middleware_run"),
+    ("_middleware_pace", "_middleware_tools"),
+    ("_middleware_models",),
     ("graph",),
     ("__init__",),
 )
 # Imported by nothing.
-BESIDE = ("testing",)
+BESIDE = ("middleware", "testing")
+# An optional dependency has one module that imports it, and its extra bears its name.
+OPTIONAL = {"middleware": "langchain", "process": "pebble"}
 
 LAYER = {name: number for number, row in enumerate(LAYERS) for name in row}
 PATHS = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
@@ -176,9 +181,18 @@ def test_nothing_beside_the_standard_library_and_the_three_is_imported(
 ) -> None:
     """Optional dependencies come with modules of their own."""
     allowed = {"langgraph", "langchain_core", "pydantic", "__future__"}
+    allowed.add(OPTIONAL.get(module, ""))
     for name, _ in imports(module):
         root = name.split(".")[0]
         assert not root or root in allowed or root in sys.stdlib_module_names, name
+
+
+def test_an_optional_dependency_has_an_extra_named_like_its_module() -> None:
+    path = PACKAGE.parent / "pyproject.toml"
+    extras = tomllib.loads(path.read_text())["project"]["optional-dependencies"]
+    for module, dependency in OPTIONAL.items():
+        (requirement,) = extras[module]
+        assert re.match(dependency, requirement, re.IGNORECASE)
 
 
 # What is public.

@@ -1,6 +1,6 @@
 """The verbs: trio's meaning of a deadline, CPython's way to cancel, as faults."""
 
-# ruff: noqa: PT012, SIM117 - what happens inside the blocks is what is looked at
+# ruff: noqa: SIM117 - what happens inside the blocks is what is looked at
 
 from __future__ import annotations
 

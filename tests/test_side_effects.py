@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any, cast
 
-import anyio
 import pytest
 from harness import ALL, ASYNC, SYNC, Driven, How, Trial, adrive, drive
 from langchain.tools import ToolRuntime
 from langchain_core.messages import AIMessage, ToolMessage
-from langchain_core.tools import BaseTool, StructuredTool, tool
+from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState
 from langgraph.graph import StateGraph as PlainStateGraph
@@ -23,10 +21,7 @@ from langgraph.types import Command, RetryPolicy, Send, interrupt
 
 from langgraph_deadline import (
     DeadlineExceeded,
-    RunControl,
     StateGraph,
-    collect_runs,
-    fail_after,
     idempotency_key,
     shield,
     with_deadline,

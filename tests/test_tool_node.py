@@ -19,7 +19,6 @@ from langgraph.types import Command, Send, interrupt
 
 from langgraph_deadline import (
     DeadlineExceeded,
-    DeadlinePolicy,
     StateGraph,
     StepBudget,
     with_deadline,

@@ -611,7 +611,7 @@ def test_no_chunk_of_a_cut_call_comes_late(how: How, mode: str) -> None:
         chunks: list[Any] = []
         if how in SYNC:
             for chunk in graph.stream(inputs, stream_mode=mode):
-                chunks.append(chunk)  # noqa: PERF402 - a loop as a reader has it
+                chunks.append(chunk)
             released.set()
         else:
 

@@ -11,7 +11,6 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 import pytest
-from langchain.agents.middleware import ToolRetryMiddleware
 from langchain.tools import ToolRuntime
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
@@ -32,10 +31,7 @@ from langgraph.store.base import BaseStore
 from pydantic import BaseModel, PrivateAttr
 
 from langgraph_deadline import (
-    Deadline,
     DeadlineExceeded,
-    DeadlineHandler,
-    StateGraph,
     _clock,
     fail_after,
     move_on_after,
@@ -68,7 +64,7 @@ def call(name: str, id: str | None = "1", **args: Any) -> dict[str, Any]:
     return {"name": name, "args": args, "id": id, "type": "tool_call"}
 
 
-# One tool of each kind, called `look`, which takes `seconds` (a text, to suit them all).
+# One tool of each kind, called `look`, which takes some seconds (a text: suits all).
 
 
 @tool
