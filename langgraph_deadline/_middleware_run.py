@@ -193,7 +193,7 @@ class AgentRun:
     def ended_by(self, what: str, error: Exception) -> DeadlineExceeded:
         """Return what ends the work here; raise `error` if it does not.
 
-        An error ends it that would be retried, but not in time.
+        An error ends it that would be retried, but not in time, or came too late.
         """
         outer = self.outer
         if isinstance(error, DeadlineExceeded):
@@ -203,10 +203,12 @@ class AgentRun:
             if over:
                 raise error  # what encloses the agent is over: not ours to answer
             return error
-        pause = None if isinstance(error, GraphBubbleUp) else pause_ahead(error)
-        if pause is None or pause < self.left:
+        if isinstance(error, GraphBubbleUp):
             raise error
-        return self._no_retry(what, error, pause)
+        pause, left = pause_ahead(error), self.left
+        if left > 0 and (pause is None or pause < left):
+            raise error
+        return self._no_retry(what, error, pause or 0.0)
 
     def failed(self, error: DeadlineExceeded) -> DeadlineExceeded:
         """Return the error that ends a run without a fallback; its resume is fresh."""
@@ -217,7 +219,7 @@ class AgentRun:
                 places.popitem(last=False)
         # Whoever retries any error at all lets only what bubbles up pass.
         kind = DeadlineExceeded if pause_ahead(error) is None else RunCut
-        return error if type(error) is kind else _as(kind, error)
+        return error if type(error) is kind else as_kind(kind, error)
 
     def exceeded(self, what: str, cause: Cause) -> dict[str, Any]:
         """Return what the error says of a run that has no time left."""
@@ -252,7 +254,8 @@ class AgentRun:
         return late
 
 
-def _as(kind: type[DeadlineExceeded], error: DeadlineExceeded) -> DeadlineExceeded:
+def as_kind(kind: type[DeadlineExceeded], error: DeadlineExceeded) -> DeadlineExceeded:
+    """Return a copy of `error` as an error of another class."""
     copied = kind(
         *error.args,
         cause=error.cause,

@@ -8,10 +8,12 @@ from typing import Any
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import BaseTool
 
+from ._calls import NO_LIMIT, AsyncBody, Body, call_async, call_sync
 from ._cut import Step
 from ._middleware_run import AgentRun
 from ._middleware_watch import fenced, watched
 from ._tool_call import NO_OPTIONS, ToolRun, tool_run
+from ._tool_guard import arun_tool, run_tool
 from .errors import DeadlineExceeded, RunCut
 from .tools import bounded_tool, message_of, options_here
 
@@ -19,7 +21,7 @@ from .tools import bounded_tool, message_of, options_here
 class AgentToolRun(ToolRun):
     """One call of a tool, as the middleware of its agent makes it."""
 
-    __slots__ = ("_agent",)
+    __slots__ = ("_agent", "nested")
 
     def __init__(self, agent: AgentRun, call: Any, tool: BaseTool | None) -> None:
         name, id = call["name"], call.get("id")
@@ -27,7 +29,8 @@ class AgentToolRun(ToolRun):
         # In a bounded graph the tool node guards the call, and answers for its options.
         if around is not None and not (around.whole and around.is_of(name, id)):
             around = None
-        options = NO_OPTIONS if around is not None else options_here(tool)
+        self.nested = around is not None
+        options = NO_OPTIONS if self.nested else options_here(tool)
         super().__init__(name, call.get("args"), id, options, whole=True)
         if around is not None:
             self.key = around.key
@@ -53,6 +56,34 @@ class AgentToolRun(ToolRun):
         return message_of(self)
 
 
+def make(made: AgentToolRun, body: Body) -> Any:
+    """Make the call on time.
+
+    Raises:
+        DeadlineExceeded: If the call was cut or refused.
+    """
+    if not made.nested:
+        return run_tool(made, body)
+
+    def work() -> Any:
+        made.started = True
+        return body()
+
+    return call_sync(made.name, "tool", NO_LIMIT, work, made.entered)
+
+
+async def amake(made: AgentToolRun, body: AsyncBody) -> Any:
+    """As `make`."""
+    if not made.nested:
+        return await arun_tool(made, body)
+
+    async def work() -> Any:
+        made.started = True
+        return await body()
+
+    return await call_async(made.name, "tool", NO_LIMIT, work, made.entered)
+
+
 def prepared(request: Any) -> Any:
     """Return a tool request whose tool stops with its call, and blocks no event loop.
 
@@ -71,9 +102,11 @@ def prepared(request: Any) -> Any:
     return request.override(**changes)
 
 
-def answer_to(made: ToolRun, call: Any, error: DeadlineExceeded) -> ToolMessage:
+def answer_to(made: AgentToolRun, call: Any, error: DeadlineExceeded) -> ToolMessage:
     """Return the answer to a call that the end of the agent's work left without one."""
-    if error.__cause__ is None or made.cut:
+    if made.cut:
+        if made.nested and made.started:
+            made.step.run.unknown.append(made)
         return message_of(made)
     return _error_message(
         call,

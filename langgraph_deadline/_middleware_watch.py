@@ -9,8 +9,10 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
 
 from ._langgraph import CONF, CONFIG_KEY_RUNTIME, CONFIG_KEY_STREAM, StreamProtocol
+from ._middleware_run import AgentScope, as_kind
 from ._scope import current
 from ._sequence import with_handler
+from .errors import DeadlineExceeded, RunCut
 
 
 def config_here() -> RunnableConfig | None:
@@ -60,7 +62,10 @@ def inside(call: Callable[..., Any], *args: Any) -> Callable[[], Any]:
 
     def body() -> Any:
         watch_here()
-        return call(*args)
+        try:
+            return call(*args)
+        except DeadlineExceeded as error:
+            raise _as_seen_outside(error) from error.__cause__
 
     return body
 
@@ -70,6 +75,18 @@ def ainside(call: Callable[..., Any], *args: Any) -> Callable[[], Any]:
 
     async def body() -> Any:
         watch_here()
-        return await call(*args)
+        try:
+            return await call(*args)
+        except DeadlineExceeded as error:
+            raise _as_seen_outside(error) from error.__cause__
 
     return body
+
+
+def _as_seen_outside(error: DeadlineExceeded) -> DeadlineExceeded:
+    """Return `error`; as a cut of the call, if it is the agent's time that is over.
+
+    Something inside may find that out an instant before the guard does.
+    """
+    mine = isinstance(error.scope, AgentScope) and error.cause != "window"
+    return as_kind(RunCut, error) if mine else error

@@ -276,7 +276,8 @@ def _operations(code: CodeType) -> frozenset[tuple[str, Any]]:
 
 def handing_up(graph: Any) -> Any:
     """Return `graph`, a bounded copy, so that its results are closed when it is cut."""
-    graph.__class__ = _handing_up_class(type(graph))
+    if not isinstance(graph, _HandingUp):
+        graph.__class__ = _handing_up_class(type(graph))
     return graph
 
 

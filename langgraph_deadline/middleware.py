@@ -47,13 +47,14 @@ from ._middleware_run import (
 from ._middleware_time import TIME_KEY, RunTime
 from ._middleware_tools import (
     AgentToolRun,
+    amake,
     answer_to,
     ends_the_agent,
+    make,
     not_offered,
     prepared,
 )
 from ._middleware_watch import ainside, config_here, inside
-from ._tool_guard import arun_tool, run_tool
 from .errors import DeadlineExceeded
 from .policy import DeadlinePolicy
 
@@ -61,7 +62,7 @@ _NOT_OFFERED = "deadline_not_offered"
 
 
 class DeadlineState(AgentState[ResponseT]):
-    """What the middleware keeps in the agent's state, hidden from all else."""
+    """What the middleware keeps in the agent's state; in no input and no output."""
 
     deadline_time: NotRequired[Annotated[dict[str, float], RunTime, PrivateStateAttr]]
     deadline_not_offered: NotRequired[Annotated[list[str], PrivateStateAttr]]
@@ -77,7 +78,7 @@ class DeadlineMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Respon
 
     Place it first among an agent's middleware: it bounds what stands behind it, with
     all retries and their pauses. Behind LangChain's retry middleware it refuses a retry
-    whose pause does not fit. What other middleware does in nodes of its own, such as
+    whose pause does not fit; older releases of that retry its error, too. What other middleware does in nodes of its own, such as
     `SummarizationMiddleware`'s model, it cannot cut: bound that by itself, or the whole
     agent by `with_deadline(create_agent(...), 30)`.
 
@@ -227,7 +228,7 @@ class DeadlineMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Respon
         try:
             with run.working(made.name):
                 body = inside(handler, prepared(request))
-                answer: ToolMessage | Command[Any] = run_tool(made, body)
+                answer: ToolMessage | Command[Any] = make(made, body)
             return answer
         except Exception as error:  # noqa: BLE001 - raised, unless it ends the run
             return self._answer(run, request, made, error)
@@ -245,7 +246,7 @@ class DeadlineMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Respon
         try:
             with run.working(made.name):
                 body = ainside(handler, prepared(request))
-                answer: ToolMessage | Command[Any] = await arun_tool(made, body)
+                answer: ToolMessage | Command[Any] = await amake(made, body)
             return answer
         except Exception as error:  # noqa: BLE001 - raised, unless it ends the run
             return self._answer(run, request, made, error)

@@ -64,6 +64,9 @@ def _target(tool: BaseTool, isolation: str | None) -> Any:
 
     original = tool.model_copy()
     object.__setattr__(original, "__class__", _own_class(type(tool)))
+    private = dict(original.__pydantic_private__ or {})
+    private.pop("_deadline_options", None)
+    object.__setattr__(original, "__pydantic_private__", private or None)
     return process.target_of(original)
 
 

@@ -178,9 +178,9 @@ def test_the_deadline_and_the_idempotency_key_are_seen_there() -> None:
 def test_nothing_of_a_call_is_left_for_the_next() -> None:
     target = target_of(tools.left_and_key)
     result(start(target, (), {}, seconds_left=500, key="the key"))
-    assert result(start(target, (), {}, seconds_left=None, key=None)) == (
+    assert result(start(target, (), {}, seconds_left=None, key="another")) == (
         math.inf,
-        None,
+        "another",
     )
 
 

@@ -28,8 +28,7 @@ from langchain_core.tools import (
 from langgraph.prebuilt import InjectedState, InjectedStore, ToolRuntime
 from langgraph.store.base import BaseStore
 
-from langgraph_deadline import check, remaining, with_deadline
-from langgraph_deadline.process import key_in_process
+from langgraph_deadline import check, idempotency_key, remaining, with_deadline
 
 
 def say_pid(path: str) -> None:
@@ -165,7 +164,7 @@ def pid() -> int:
 @tool
 def left_and_key() -> tuple[float, str | None]:
     """Return the seconds left and the idempotency key."""
-    return remaining(), key_in_process.get()
+    return remaining(), idempotency_key()
 
 
 @tool
