@@ -20,10 +20,10 @@ demo: $(VENV)/.with-demo ## an agent under a deadline: with time enough, and wit
 	$(BIN)/python -m demo $(ARGS)
 
 test: $(VENV)/.with-test postgres ## all tests
-	$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadgroup $(ARGS)
 
 coverage: $(VENV)/.with-test postgres ## all tests, with the branches they cover
-	$(BIN)/python -m pytest -n 4 --dist loadfile --cov langgraph_deadline \
+	$(BIN)/python -m pytest -n 4 --dist loadgroup --cov langgraph_deadline \
 		--cov-branch --cov-report term-missing:skip-covered --cov-fail-under 95 $(ARGS)
 
 lint: $(VENV)/.with-test $(VENV)/.with-lint ## style and types

@@ -35,3 +35,11 @@ def streams_async(cls: type[Any]) -> bool:
 def streams(cls: type[Any]) -> bool:
     """Return whether models of class `cls` can stream at all."""
     return cls._stream is not BaseChatModel._stream or streams_async(cls)
+
+
+def streams_all_it_says(cls: type[Any]) -> bool:
+    """Return whether a streamed answer is the same as a whole one.
+
+    LangChain's own fake models, which people test with, drop tool calls in streams.
+    """
+    return "fake_chat_models" not in getattr(cls._stream, "__module__", "")

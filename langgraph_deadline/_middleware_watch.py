@@ -65,7 +65,9 @@ def inside(call: Callable[..., Any], *args: Any) -> Callable[[], Any]:
         try:
             return call(*args)
         except DeadlineExceeded as error:
-            raise _as_seen_outside(error) from error.__cause__
+            if _is_the_agents(error):
+                raise as_kind(RunCut, error) from error.__cause__
+            raise
 
     return body
 
@@ -78,15 +80,16 @@ def ainside(call: Callable[..., Any], *args: Any) -> Callable[[], Any]:
         try:
             return await call(*args)
         except DeadlineExceeded as error:
-            raise _as_seen_outside(error) from error.__cause__
+            if _is_the_agents(error):
+                raise as_kind(RunCut, error) from error.__cause__
+            raise
 
     return body
 
 
-def _as_seen_outside(error: DeadlineExceeded) -> DeadlineExceeded:
-    """Return `error`; as a cut of the call, if it is the agent's time that is over.
+def _is_the_agents(error: DeadlineExceeded) -> bool:
+    """Return whether `error` says that the agent's time is over.
 
     Something inside may find that out an instant before the guard does.
     """
-    mine = isinstance(error.scope, AgentScope) and error.cause != "window"
-    return as_kind(RunCut, error) if mine else error
+    return isinstance(error.scope, AgentScope) and error.cause != "window"

@@ -78,9 +78,10 @@ class DeadlineMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Respon
 
     Place it first among an agent's middleware: it bounds what stands behind it, with
     all retries and their pauses. Behind LangChain's retry middleware it refuses a retry
-    whose pause does not fit; older releases of that retry its error, too. What other middleware does in nodes of its own, such as
-    `SummarizationMiddleware`'s model, it cannot cut: bound that by itself, or the whole
-    agent by `with_deadline(create_agent(...), 30)`.
+    whose pause does not fit; older releases of that retry its own error, too. What
+    other middleware does in nodes of its own, such as `SummarizationMiddleware`'s
+    model, it cannot cut: bound that by itself, or the whole agent by
+    `with_deadline(create_agent(...), 30)`.
 
     Args:
         deadline: Budget of each run: seconds, a `timedelta` or a `DeadlinePolicy`, of

@@ -20,7 +20,12 @@ from pydantic import PrivateAttr
 
 from . import _clock
 from ._calls import NO_LIMIT, CallLimit, call_async, call_sync, threaded
-from ._langchain import answers_async, streams, streams_async
+from ._langchain import (
+    answers_async,
+    streams,
+    streams_all_it_says,
+    streams_async,
+)
 from ._pace import Pace
 from ._partial import CompleteOnly, Partial, empty_answer
 from ._runnables import class_of, retry_in_time
@@ -212,6 +217,7 @@ class StreamingModel(BoundedModel):
             "streaming" in self.model_fields_set
             and getattr(self, "streaming", None) is False
         )
+        refused = refused or not streams_all_it_says(_own_class(type(self)))
         if refused or (kwargs.get("n") or getattr(self, "n", None) or 1) != 1:
             asked = kwargs
         return super()._should_stream(

@@ -16,6 +16,15 @@ from typing import Any
 import pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the tests that need the server share one: each worker would start its own."""
+    for item in items:
+        if "postgres" in item.nodeid or "postgres_uri" in getattr(
+            item, "fixturenames", ()
+        ):
+            item.add_marker(pytest.mark.xdist_group("postgres"))
+
+
 @pytest.fixture(scope="session")
 def postgres_uri() -> Iterator[str]:
     """Start a PostgreSQL cluster of our own and return its address."""

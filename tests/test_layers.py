@@ -43,10 +43,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_begin", "_sequence", "_tasks", "_views"),
     ("_notes",),
     ("_drive", "_fence"),
-    ("_middleware_retries", "_middleware_time", "_middleware_watch", "nodes"),
+    ("_middleware_retries", "_middleware_time", "nodes"),
     ("_bounded", "_middleware_run"),
-    ("_middleware_pace", "_middleware_tools"),
-    ("_middleware_models",),
+    ("_middleware_pace", "_middleware_watch"),
+    ("_middleware_models", "_middleware_tools"),
     ("graph",),
     ("__init__",),
 )

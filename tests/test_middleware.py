@@ -854,6 +854,18 @@ def test_the_last_attempts_error_passes(how: How, side: str) -> None:
     bench.took(driven, 5.0)
 
 
+@pytest.mark.parametrize("how", ALL)
+def test_a_model_that_has_no_time_for_its_own_retry_ends_the_run(how: How) -> None:
+    """At once: a provider asked to wait for longer than there is."""
+    bench = Bench(how)
+    late = DeadlineExceeded(cause="window", step="model", remaining=1.0, needed=60.0)
+    driven = bench.drive(bench.agent(late), ask())
+    closed(driven)
+    bench.took(driven, 0.0)
+    driven = bench.drive(bench.agent(late, fallback=None), ask())
+    assert exceeded(driven) is late
+
+
 @pytest.mark.skipif(
     not RETRIES_ONLY_WHAT_MAY_BE, reason="this LangChain retries any error"
 )
@@ -1157,6 +1169,18 @@ def test_the_agent_may_be_bounded_itself(how: How) -> None:
         assert driven.elapsed <= bench.end + (0.6 if how in SYNC else 0)
         assert said(driven) in ({SORRY, "Outer."} if longer == "inner" else {SORRY})
         assert answers(driven.values["messages"])["2"] == "found 2"
+
+
+@pytest.mark.parametrize("how", ALL)
+@pytest.mark.parametrize("outer", [1, 10])
+def test_a_bounded_graph_around_reports_a_cut_call_once(how: How, outer: int) -> None:
+    """Whichever of the two cuts it."""
+    bench = Bench(how, reserve=0.2)
+    agent = bench.agent(calls(("hang", "1")))
+    policy = DeadlinePolicy(seconds=bench.work * outer / 2, on_exceeded="raise")
+    driven = bench.drive(with_deadline(agent, policy), ask())
+    unknown = driven.report.unknown
+    assert [(call.name, call.id) for call in unknown] == [("hang", "1")]
 
 
 @pytest.mark.parametrize("how", ALL)
