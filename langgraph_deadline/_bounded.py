@@ -325,8 +325,7 @@ def _adopt_inside(tool: Any) -> Any:
 
 
 def _adopt_called(thing: Any) -> Any:
-    adopted = adopt(thing)
-    return adopted if adopted is thing else handing_up(adopted)
+    return handing_up(bounded(thing)) if isinstance(thing, Pregel) else thing
 
 
 def _guarded(graph: Any) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class Step(Scope, ABC):
         "cut_at",
         "ended",
         "grace",
+        "had_nested",
         "holds",
         "kind",
         "late",
@@ -92,6 +93,7 @@ class Step(Scope, ABC):
         self.ended: float | None = None
         self.cut_at = 0.0
         self.waits = 0.0
+        self.had_nested = False
         self.late = False
         self.counts: dict[Any, int] | None = None
         # Most steps never need them; a tuple is swapped, as threads may look at it.
@@ -197,6 +199,7 @@ class Step(Scope, ABC):
         if self.cut is None and self.ended is None:
             self.cut_at = _clock.now()
             self.waits = self.longest_hold()
+            self.had_nested = bool(self.nested)
             self.cut = cause
             for run in self.nested:
                 run.cut(cause)
@@ -236,6 +239,8 @@ class SyncStep(Step):
         grace = self.grace if self.nested or early else 0.0
         if self.nested_end is not None:
             grace = max(grace, self.nested_end - self.cut_at + _HANDING_OVER)
+        if self.nested:  # which may be held: they give up before this one does
+            return self.longest_hold() + grace
         return max(self.longest_hold(), grace)
 
     def _interrupt(self) -> None:
@@ -269,13 +274,13 @@ class Inside:
 
 
 _HANDING_OVER = 0.1
-"""What a thread may take to return what was inside its step (in seconds)."""
+"""What a body may take to return what was inside its step (in seconds): it needs no
+time of its own, but may have to go through threads and engines."""
 
 _FOR_NESTED = 0.9
 """Share of the grace that runs inside a step have to end by themselves."""
 
 _PASSES = 20
-_PASSES_TO_RETURN = 500  # through the engines of graphs within graphs
 
 
 class AsyncStep(Step):
@@ -337,22 +342,15 @@ class AsyncStep(Step):
     def _cancel_late(self) -> None:
         self._ask(self.grace * (1 - _FOR_NESTED))
 
-    def nested_ended(self, passes: int = _PASSES_TO_RETURN) -> None:
-        """Cancel the task if it has more to wait for than the runs that were inside.
+    def nested_ended(self) -> None:
+        """Cancel the task if it has more to wait for than what was inside the step."""
+        if self.cut is not None and not self.holds:
+            self._in_loop(self._cancel_soon)
 
-        It gets some passes of the loop, but no time, to return what they returned.
-        """
-        if self.cut is None or self.task is None or self.asked or self.holds:
-            return
-        if self.task.done():
-            return
-        loop = self.task.get_loop()
-        if passes and running_loop() is loop:
-            loop.call_soon(self.nested_ended, passes - 1)
-        elif passes:
-            loop.call_soon_threadsafe(self.nested_ended, passes - 1)
-        else:
-            self._in_loop(self._cancel)
+    def _cancel_soon(self) -> None:
+        if self.task is not None and not self.task.done() and not self.asked:
+            until = self.cut_at + self.waits + self.grace * _FOR_NESTED
+            self.later(min(_HANDING_OVER, until - _clock.now()), self._cancel)
 
     def _ask(self, patience: float) -> None:
         if self.task is not None and not self.task.done():

@@ -40,6 +40,7 @@ def _expire(run: Run, step: Step) -> None:
     if step.cut is not None:
         return
     if isinstance(step.binding, Step):
+        step.binding.stop("step")  # and this one, which is that or inside of it
         step.stop("step")
     elif not isinstance(step.binding, RunScope):
         step.stop("deadline")  # a block of the user's around this call, not the run

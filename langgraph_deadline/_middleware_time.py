@@ -69,16 +69,15 @@ class RunTime(BaseChannel[dict[str, float], Any, dict[str, float]]):
     # What a run asks.
 
     def spent_before(self, clock: Clock, budget: float) -> float:
-        """Return the seconds of `budget` charged before this invocation.
+        """Return the seconds charged before this invocation.
 
-        Where nothing would be left, the run was cut: its resume starts afresh.
+        Where the run's own work had used up the `budget` it was cut, and starts afresh.
         """
         if clock == "restart" or not self.resumed:
             return 0.0
-        spent = self.charged_before
         if clock == "wall":
-            spent = max(0.0, self.began_wall - self.started)
-        return spent if spent < budget else 0.0
+            return max(0.0, self.began_wall - self.started)
+        return self.charged_before if self.charged_before < budget else 0.0
 
     def start_afresh(self) -> None:
         """Charge nothing of what was spent before: the run was cut."""

@@ -146,6 +146,7 @@ class _Body:
 
     def invoke(self, value: Any, config: RunnableConfig) -> Any:
         args, kwargs = value
+        _begin_attempt()
         try:
             with set_config_context(config) as context:
                 return context.run(self.func, *args, **kwargs)
@@ -155,6 +156,7 @@ class _Body:
 
     async def ainvoke(self, value: Any, config: RunnableConfig) -> Any:
         args, kwargs = value
+        _begin_attempt()
         try:
             return await self._await(args, kwargs)
         except Exception as error:
@@ -173,3 +175,10 @@ class _Body:
         run = run_here()
         call = functools.partial(self.func, *args, **kwargs)
         return call() if run is None else await in_thread(run, call)
+
+
+def _begin_attempt() -> None:
+    """Count the task's calls from the first again."""
+    scope = current.get()
+    if scope is not None and scope.step is not None:
+        scope.step.counts = None

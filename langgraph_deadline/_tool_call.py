@@ -102,9 +102,15 @@ class ToolRun:
 
     @property
     def handed_over(self) -> bool:
-        """Whether the run was cut, and the tool returned all the same, in its grace."""
+        """Whether the tool returned all the same, in its grace.
+
+        At a limit of its own that counts for what a sub-agent hands up, and for nothing
+        else: a tool that is late is late.
+        """
         step: Step | None = self.step
-        if step is None or step.cut is None or self.own or self.result_at is None:
+        if step is None or step.cut is None or self.result_at is None:
+            return False
+        if self.own and not step.had_nested:
             return False
         return self.result_at <= step.cut_at + step.waits + step.grace
 

@@ -666,6 +666,7 @@ class _Worker:
     def __init__(self, workers: _Workers) -> None:
         self._workers = workers
         self._process: _Mortal | None = None
+        self._ends: list[Any] = []
         self._pool = ProcessPool(max_workers=1, initializer=_begin, context=self)
         if not self._pool.active:  # asking starts it
             msg = "the process pool did not start"
@@ -674,7 +675,11 @@ class _Worker:
     # What Pebble asks of a multiprocessing context.
 
     def Pipe(self, duplex: bool = True) -> Any:  # noqa: N802 - multiprocessing's name
-        return _context().Pipe(duplex)
+        ends = _context().Pipe(duplex)
+        for end in ends:
+            _close_between_uses(end)
+        self._ends += ends
+        return ends
 
     def RLock(self) -> Any:  # noqa: N802 - multiprocessing's name
         return _context().RLock()
@@ -706,12 +711,12 @@ class _Worker:
     def kill(self) -> None:
         """Kill the process, at once."""
         if self._process is not None:
-            self._process.terminate()
+            self._process.terminate()  # at once; the rest can wait for a thread
         self.end()
         self._workers.gone()
 
     def end(self) -> threading.Thread:
-        """End the pool, in a thread: it takes up to a quarter of a second."""
+        """End process and pool, in a thread: it takes up to a quarter of a second."""
         thread = threading.Thread(target=self._end, name=_NAME, daemon=True)
         thread.start()
         return thread
@@ -719,9 +724,38 @@ class _Worker:
     def _end(self) -> None:
         pool: Any = self._pool  # in part without types
         pool.stop()
+        if self._process is not None:
+            self._process.terminate()
+            self._process.join()
+        # Its own ends, of which we have copies: what Pebble's threads were writing to
+        # it or reading from it, if that was cut short, is over with these.
+        to_worker, _, _, from_worker = self._ends
+        to_worker.close()
+        from_worker.close()
         pool.join()
         if self._process is not None:
-            self._process.close()
+            with _starting:  # when a process starts, all others are looked at
+                self._process.close()
+
+
+def _close_between_uses(connection: Any) -> None:
+    """Let a connection be closed only when nobody is inside of it.
+
+    Pebble closes the pipes of a pool that ends while its threads may be at work with
+    them. The next pipe gets the same number, and they would go on there: with the
+    messages of somebody else.
+    """
+    lock = threading.Lock()
+
+    def alone(use: Callable[..., Any]) -> Callable[..., Any]:
+        def used(*args: Any) -> Any:
+            with lock:
+                return use(*args)
+
+        return used
+
+    for name in ("recv", "send", "close"):
+        setattr(connection, name, alone(getattr(connection, name)))
 
 
 class _Mortal(BaseProcess):

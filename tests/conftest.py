@@ -17,11 +17,10 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have the tests that need the server share one: each worker would start its own."""
+    """Have the tests that need the server share one; each worker would start one."""
     for item in items:
-        if "postgres" in item.nodeid or "postgres_uri" in getattr(
-            item, "fixturenames", ()
-        ):
+        fixtures = getattr(item, "fixturenames", ())
+        if "postgres" in item.nodeid or "postgres_uri" in fixtures:
             item.add_marker(pytest.mark.xdist_group("postgres"))
 
 

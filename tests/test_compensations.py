@@ -311,7 +311,7 @@ def test_parallel_calls_are_each_compensated_once(how: How, kind: str) -> None:
 def test_a_cut_in_a_subgraph_is_compensated_before_the_fallback(
     how: How, kind: str, levels: int
 ) -> None:
-    trial, events = Trial(how), []
+    trial, events = Trial(how, seconds=0.6), []
     undo = Undo(events)
     node: Any = ToolNode([with_deadline(made("pay"), on_cut=undo.of(kind))])
     for _ in range(levels):

@@ -1014,10 +1014,29 @@ def test_what_a_person_takes_is_charged_as_the_clock_says(
     driven = run_virtual(main())
     assert driven.values["messages"][-1].content == SORRY
     check_history(driven.values["messages"])
-    if left is None:  # by the wall clock; where nothing is left, the run was cut
-        left = 3.0 if thinks == 2.0 else 8.0
-    assert seen == [pytest.approx(left)]
+    if left is None:  # by the wall clock
+        left = max(8.0 - 3.0 - thinks, 0.0)
+    assert seen == ([pytest.approx(left)] if left else [])
     assert driven.elapsed == pytest.approx(left)
+
+
+def test_a_resume_without_an_answer_goes_on_with_what_was_left() -> None:
+    """After an interrupt that the agent was compiled with."""
+    bench = Bench("ainvoke")
+    agent = bench.agent(
+        (3.0, calls(("hang", "1"))),
+        checkpointer=InMemorySaver(),
+        interrupt_before=["tools"],
+    )
+
+    async def main() -> Driven:
+        await adrive(agent, ask(), "ainvoke", on("1"))
+        await asyncio.sleep(100)
+        return await adrive(agent, None, "ainvoke", on("1"))
+
+    driven = run_virtual(main())
+    closed(driven)
+    assert driven.elapsed == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize("durability", ["exit", "async", "sync"])
@@ -1435,6 +1454,71 @@ def test_near_the_end_only_finishing_tools_are_offered(how: How) -> None:
     assert "Only these tools can still be called: find" in told
 
 
+@pytest.mark.parametrize("how", SYNC)
+def test_finishing_tools_are_for_sync_runs_too(how: How) -> None:
+    """A call of another one is answered."""
+    bench = Bench(how, seconds=5)
+    turns = (1.1, calls(("search", "1"))), calls(("search", "2")), "Known."
+    model = model_of(*turns)
+    agent = bench.agent(
+        model,
+        tools=tools_for(how, search=lambda q: "found"),
+        finishing_tools=["find"],
+        finish_from=0.2,
+    )
+    driven = bench.drive(agent, ask())
+    assert said(driven) == "Known."
+    found = answers(driven.values["messages"])
+    assert found["1"] == "found"
+    assert "not offered any more" in found["2"]
+
+
+def test_an_id_that_is_used_again_is_another_call() -> None:
+    """Some providers number the calls of each message from 0."""
+    bench = Bench("ainvoke")
+    model = model_of(
+        (5.0, calls(("find", "0"))),
+        calls(("search", "0")),
+        calls(("find", "0")),
+        (HANG, "never"),
+        calls(("search", "0")),
+        "Known.",
+    )
+    agent = bench.agent(
+        model,
+        tools=tools_for("ainvoke", search=lambda q: "searched"),
+        finishing_tools=["find"],
+        finish_from=0.5,
+        checkpointer=InMemorySaver(),
+    )
+    driven = bench.drive(agent, ask(), on("1"))
+    found = [m.content for m in driven.values["messages"] if m.type == "tool"]
+    assert "not offered" in found[1]
+    assert [found[0], *found[2:]] == ["found 0", "found 0"]
+    driven = bench.drive(agent, ask("And now?"), on("1"))
+    found = [m.content for m in driven.values["messages"] if m.type == "tool"]
+    assert found[3:] == ["searched"]
+
+
+def test_what_was_not_offered_in_an_earlier_run_is_forgotten() -> None:
+    """The next one uses the id again."""
+    bench = Bench("ainvoke")
+    model = model_of((5.0, calls(("find", "9"))), calls(("search", "0")))
+    agent = bench.agent(
+        model,
+        tools=tools_for("ainvoke", search=lambda q: "searched"),
+        finishing_tools=["find"],
+        finish_from=0.5,
+        after=[ModelCallLimitMiddleware(run_limit=2)],
+        checkpointer=InMemorySaver(),
+    )
+    for question in ("What is known?", "And now?"):
+        driven = bench.drive(agent, ask(question), on("1"))
+    found = [m.content for m in driven.values["messages"] if m.type == "tool"]
+    assert "not offered" in found[1]
+    assert found[2:] == ["searched", "searched"]
+
+
 @pytest.mark.parametrize(
     "choice", ["search", {"type": "tool", "name": "search"}, "any"]
 )
@@ -1622,7 +1706,8 @@ def test_the_channel_tells_the_time_it_was_resumed_at() -> None:
         assert channel.copy().began == channel.began
         assert channel.spent_before("active", 10) == 2.0
         assert channel.spent_before("wall", 10) == pytest.approx(9.0)
-        assert channel.spent_before("wall", 5) == 0.0
+        assert channel.spent_before("wall", 5) == pytest.approx(9.0)
+        assert channel.spent_before("active", 2) == 0.0
         assert channel.spent_before("restart", 10) == 0.0
         assert channel.update([{}])
         assert channel.spent_before("active", 10) == 0.0

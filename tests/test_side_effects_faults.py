@@ -312,13 +312,13 @@ def test_keys_in_tasks_of_an_entrypoint_hold_over_their_attempts(how: How) -> No
 def test_a_cut_waits_for_a_critical_section_of_a_tool_in_a_subgraph(
     how: How, levels: int
 ) -> None:
-    trial = Trial(how, reserve=2.0)
+    trial = Trial(how, seconds=0.6, reserve=2.0)
     done: list[str] = []
 
     def sync(seconds: float = 0.0) -> str:
         """Pay."""
         with shield(1.5):
-            time.sleep(0.5)
+            time.sleep(1.0)
             done.append("paid")
         return "paid"
 
@@ -406,7 +406,7 @@ def test_the_fallback_waits_for_a_slow_compensation(how: How, levels: int) -> No
 def test_the_fallback_waits_for_a_slow_compensation_in_a_thread(
     how: How, levels: int
 ) -> None:
-    trial, events = Trial(how, reserve=3.0), []
+    trial, events = Trial(how, seconds=0.6, reserve=3.0), []
 
     def undo(call: Any) -> None:
         time.sleep(0.5)
@@ -428,7 +428,7 @@ def test_the_fallback_waits_for_a_slow_compensation_in_a_thread(
 @hows
 def test_a_tool_that_asks_a_sub_agent_is_not_undone_for_what_that_did(how: How) -> None:
     """The sub-agent hands up what it has, so the tool around it has a result."""
-    trial, events = Trial(how, reserve=2.0), []
+    trial, events = Trial(how, seconds=0.6, reserve=2.0), []
     pay = with_deadline(made("pay"), on_cut=lambda _: events.append("pay"))
     sub = inner_of(pay)
     ask = with_deadline(

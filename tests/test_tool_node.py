@@ -23,6 +23,9 @@ from langgraph_deadline import (
     StepBudget,
     with_deadline,
 )
+from langgraph_deadline._calls import NO_LIMIT, CallLimit, call_sync, entered
+from langgraph_deadline._cut import SyncStep
+from langgraph_deadline._scope import current
 
 HANG = 3600.0
 
@@ -229,6 +232,20 @@ def test_a_step_budget_of_the_node_cuts_its_calls(how: How) -> None:
         assert "outcome is unknown" in found["2"].text
         assert driven.values["messages"][-1].content == "Sorry."
         trial.released.clear()
+
+
+@pytest.mark.realtime
+def test_a_call_that_finds_that_its_nodes_limit_is_over_cuts_the_node() -> None:
+    """Else the node would end in time, with its calls cut, as if nothing had been."""
+    limit = CallLimit.checked(0.2, 0.0)
+    with entered(SyncStep, "node", "call", limit) as (_, node):
+        token = current.set(node)
+        try:
+            with pytest.raises(DeadlineExceeded):
+                call_sync("call", "tool", NO_LIMIT, lambda: released.wait(3.0))
+        finally:
+            current.reset(token)
+        assert node.cut == "step"
 
 
 @hows

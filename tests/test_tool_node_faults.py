@@ -401,7 +401,7 @@ def nested(node: Any, levels: int) -> Any:
 @pytest.mark.parametrize("levels", [1, 2])
 @pytest.mark.parametrize("mode", ["fallback", "return"])
 def test_calls_in_a_subgraph_are_answered(how: How, levels: int, mode: str) -> None:
-    trial = Trial(how)
+    trial = Trial(how, seconds=0.6)
     node = nested(ToolNode([good]), levels)
     asked = asks(("good", "1", 0), ("good", "2", HANG))
     driven = trial.drive(graph_of(trial, node, mode), {"messages": [asked]})
@@ -416,7 +416,7 @@ def test_calls_in_a_subgraph_are_answered(how: How, levels: int, mode: str) -> N
 @hows
 def test_an_agent_as_a_tool_hands_up_what_it_has_or_is_answered(how: How) -> None:
     """A sub-agent, called in a tool with the tools of its own."""
-    trial = Trial(how)
+    trial = Trial(how, seconds=0.6)
     model = Scripted(turns=[asks(("good", "7", 0), ("good", "8", HANG))])
     sub = create_agent(model, [good])
 
