@@ -27,7 +27,7 @@ def hold(call: ToolRun) -> list[tuple[Step, Any]]:
     scope = current.get()
     while scope is not None:
         if isinstance(scope, Step):
-            run = _outermost(scope.run)
+            run = scope.run.outermost()
             held.append((scope, scope.hold(run.reserve / 2 + 2 * run.grace)))
         scope = scope.parent
     return held
@@ -41,12 +41,6 @@ def let_go(call: ToolRun, held: list[tuple[Step, Any]]) -> DeadlineExceeded | No
     return next((error for error in late if error is not None), None)
 
 
-def _outermost(run: Run) -> Run:
-    while run.implicit and run.scope.parent is not None:
-        run = run.scope.parent.run
-    return run
-
-
 def begin(call: ToolRun, of: type[Any]) -> Any:
     """Return the step of a call's compensation, `None` if there is nothing to do."""
     if call.options.on_cut is None or not call.started:
@@ -54,7 +48,7 @@ def begin(call: ToolRun, of: type[Any]) -> Any:
     scope: Scope | None = call.step
     while scope is not None and scope.cause_of_cut() is not None:
         scope = scope.parent  # the first place around the call that was not cut
-    run = _outermost(call.step.run)
+    run: Run = call.step.run.outermost()
     step = of(scope or run.scope, call.name, "compensation", call.step.superstep, 0.0)
     # Half of what is left, so that the fallback has the other; or the grace.
     own = call.options.limit.seconds or run.policy.cancel_grace

@@ -106,7 +106,7 @@ def answer_to(made: AgentToolRun, call: Any, error: DeadlineExceeded) -> ToolMes
     """Return the answer to a call that the end of the agent's work left without one."""
     if made.cut:
         if made.nested and made.started:
-            made.step.run.unknown.append(made)
+            made.step.run.note_unknown(made)
         return message_of(made)
     return _error_message(
         call,

@@ -168,16 +168,14 @@ class Run:
         self.claimed = self.touched = self.drains = False
         self.active: dict[Step, None] = {}
         self.logging = bool(collectors())
-        self.log: list[Step] = []
+        self.log: tuple[Step, ...] | list[Step] = ()  # a list once there is one
         self.ledger = _ledger_for(policy, parent, counts=self.logging)
         # Whatever runs on, it is the outermost run that reports it.
         self.stragglers: list[Straggler] = (
             parent.run.stragglers if implicit and parent is not None else []
         )
-        # Tool calls that were cut after they had started, by whatever run inside.
-        self.unknown: list[Any] = (
-            parent.run.unknown if implicit and parent is not None else []
-        )
+        # Tool calls that were cut after they had started, in whatever run inside.
+        self.unknown: tuple[Any, ...] = ()
         self.channels: Any = None
         self.interrupted = False
         self.custom_stream = False
@@ -424,7 +422,26 @@ class Run:
         if self.phase == "over" and not self.active:
             self._nothing_resists()
         if self.logging or step.cut is not None:
-            self.log.append(step)
+            self._note(step)
+
+    def _note(self, step: Step) -> None:
+        with _deciding:
+            if isinstance(self.log, tuple):
+                self.log = []
+        self.log.append(step)
+
+    def outermost(self) -> Run:
+        """Return the run that reports what happens in this one."""
+        run = self
+        while run.implicit and run.scope.parent is not None:
+            run = run.scope.parent.run
+        return run
+
+    def note_unknown(self, call: Any) -> None:
+        """Note a tool call whose outcome is unknown."""
+        run = self.outermost()
+        with _deciding:
+            run.unknown = (*run.unknown, call)
 
     def claim(self) -> bool:
         """Return whether the caller is the one to write the route to the fallback."""

@@ -87,5 +87,5 @@ def _was_cut(call: ToolRun, error: BaseException) -> bool:
     if call.kill is not None:
         call.kill()
     if call.started:
-        call.step.run.unknown.append(call)
+        call.step.run.note_unknown(call)
     return True
