@@ -9,7 +9,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict, assert_type
 
-from langchain_core.runnables import RunnableLambda
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.runnables import RunnableLambda, RunnableSequence
+from langchain_core.tools import StructuredTool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START
 from langgraph.graph import StateGraph as PlainStateGraph
@@ -22,16 +24,19 @@ from langgraph_deadline import (
     DeadlineExceeded,
     DeadlineHandler,
     DeadlinePolicy,
+    Limits,
     RemainingTime,
     RunControl,
     RunReport,
     StateGraph,
     StepBudget,
+    agent_fallback,
     check,
     collect_runs,
     current_deadline,
     detach,
     fail_after,
+    idempotency_key,
     move_on_after,
     remaining,
     shield,
@@ -109,6 +114,24 @@ def bound(
     with_deadline(plain, "30")  # type: ignore[call-overload]
     with_deadline(plain, 30, fallback=42)  # type: ignore[call-overload]
     with_deadline(42, 30)  # type: ignore[call-overload]
+
+
+def wrapped(
+    a_tool: StructuredTool,
+    model: GenericFakeChatModel,
+    chain: RunnableSequence[str, int],
+) -> None:
+    assert_type(with_deadline(a_tool, 3, on_exceeded="raise"), StructuredTool)
+    assert_type(with_deadline([a_tool], 3, needs=1), list[StructuredTool])
+    assert_type(with_deadline(model, 3, on_exceeded="partial"), GenericFakeChatModel)
+    assert_type(with_deadline(chain, 3), RunnableSequence[str, int])
+    assert_type(with_deadline(node, 3)({"text": "a"}), State)
+    with_deadline(a_tool, 3, on_exceeded="partial")  # type: ignore[call-overload]
+    with_deadline(model, 3, fallback="a")  # type: ignore[call-overload]
+    assert_type(idempotency_key(), str)
+    limits = Limits(model_calls=3, cost=1.5, prices={"a": (1, 2)})
+    DeadlinePolicy(limits=limits)
+    builder.compile(deadline=3, fallback=agent_fallback("Sorry.", model=model))
 
 
 # Values.
