@@ -775,7 +775,7 @@ def test_c10_state_edited_while_the_run_waits_keeps_what_is_left() -> None:
     time.sleep(1.0)
     graph.update_state(bench.config, {"log": ["edited"]}, as_node="work")
     graph.invoke(None, bench.config)
-    assert 20 - worked - 0.05 <= left[0] <= 20 - 0.5
+    assert 20 - worked - 0.5 <= left[0] <= 20 - 0.5
 
 
 @pytest.mark.parametrize("how", ASYNC)
@@ -1210,7 +1210,7 @@ def test_c10_a_killed_process_does_not_lose_what_was_spent(
         second = [next(e for e in events if "node" in e)]
     # Finished supersteps are not run again.
     assert second[0]["node"] == "linger"
-    assert budget - ran_for - 0.05 <= second[0]["remaining"] <= budget - 0.6
+    assert budget - ran_for - 0.5 <= second[0]["remaining"] <= budget - 0.6
 
 
 @pytest.mark.realtime
@@ -1225,7 +1225,7 @@ def test_c10_a_killed_process_is_charged_to_the_clock_on_the_wall(
     time.sleep(1.0)
     with worker.start(None) as events:
         second = [next(e for e in events if "node" in e)]
-    assert 30 - (time.time() - began) - 0.05 <= second[0]["remaining"] <= 30 - 1.9
+    assert 30 - (time.time() - began) - 0.5 <= second[0]["remaining"] <= 30 - 1.9
 
 
 @pytest.mark.realtime
@@ -1241,7 +1241,7 @@ def test_c10_a_process_killed_after_a_resume_is_not_charged_the_wait(
     with worker.start(None) as events:
         third = [next(e for e in events if "node" in e)]
     assert third[0]["node"] == "linger"
-    assert 30 - worked - 0.05 <= third[0]["remaining"] <= 30 - 1.0
+    assert 30 - worked - 0.5 <= third[0]["remaining"] <= 30 - 1.0
 
 
 @pytest.mark.realtime
