@@ -60,7 +60,7 @@ def _target(tool: BaseTool, isolation: str | None) -> Any:
     if isolation != "process":
         msg = f"isolation must be 'process' or None, got {shown(isolation)}"
         raise ValueError(msg)
-    from . import process  # noqa: PLC0415 - an extra of its own
+    from . import process  # noqa: PLC0415 - few need it
 
     original = tool.model_copy()
     object.__setattr__(original, "__class__", _own_class(type(tool)))
@@ -161,7 +161,7 @@ class IsolatedTool(BoundedTool):
     """A wrapped tool whose body runs in another process, which can be killed."""
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        from .process import start  # noqa: PLC0415 - an extra of its own
+        from .process import start  # noqa: PLC0415 - few need it
 
         call = tool_run.get()
         left = remaining()

@@ -8,6 +8,7 @@ import ctypes
 import functools
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -229,6 +230,15 @@ def dies(how: str) -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+@tool
+def scribbles() -> None:
+    """Write into the process's own sockets, whatever they are for."""
+    for number in range(3, 64):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                os.write(number, b"\0\0\0\4oops")
+
+
 # What blocks.
 
 
@@ -294,6 +304,23 @@ def appends(path: str, text: str) -> None:
     """Have a lasting effect."""
     with Path(path).open("a") as file:
         file.write(text)
+
+
+@tool
+def leaves_a_daemon(path: str, then: str) -> bytes:
+    """Fork a process in a session of its own, which has all that this one has open."""
+    if os.fork() == 0:
+        os.setsid()
+        say_pid(path)
+        time.sleep(60)
+        os._exit(0)
+    while not Path(path).exists():
+        time.sleep(0.01)
+    if then == "dies":
+        os._exit(3)
+    if then == "sleeps":
+        time.sleep(60)
+    return bytes(2_000_000)
 
 
 # What cannot run elsewhere.
