@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
 import pytest
-from harness import ASYNC, How, drive
+from harness import ASYNC, Driven, How, adrive, drive
+from langchain_core.tools import tool
 from langgraph.graph import START
 
 from langgraph_deadline import (
@@ -18,10 +19,18 @@ from langgraph_deadline import (
     DeadlineExceeded,
     StateGraph,
     _clock,
+    collect_runs,
     fail_after,
     remaining,
+    testing,
+    with_deadline,
 )
-from langgraph_deadline.testing import VirtualClock, VirtualTimeLoop, run_virtual
+from langgraph_deadline.testing import (
+    DeadlockError,
+    VirtualClock,
+    VirtualTimeLoop,
+    run_virtual,
+)
 
 
 class State(TypedDict, total=False):
@@ -234,6 +243,243 @@ def test_the_context_of_the_caller_is_that_of_main() -> None:
     contextvars.copy_context().run(inside)
 
 
+def test_our_clock_is_virtual_just_while_the_loop_runs() -> None:
+    """Whoever runs it: other runners than ours, such as pytest's plugins, do."""
+    before = _clock.now
+    clock = VirtualClock()
+    with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(clock)) as runner:
+        assert runner.get_loop() is clock.loop
+        assert _clock.now is before
+        runner.run(asyncio.sleep(60))
+        assert _clock.now is before
+    assert clock.monotonic() == 1060
+
+
+# Nothing to wait for.
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take it for a deadlock sooner than for users."""
+    monkeypatch.setattr(testing, "_PATIENCE", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_deadlock_says_who_waits_and_where() -> None:
+    """It would hang for ever."""
+
+    async def waits_for_ever() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(DeadlockError) as raised:
+        run_virtual(waits_for_ever())
+    told = str(raised.value)
+    assert "no timer is set" in told
+    assert "waits_for_ever" in told
+    assert f"{__file__}:" in told
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_graph_without_a_deadline_that_hangs_is_a_deadlock() -> None:
+    """With one, there is a timer."""
+
+    async def work(state: State) -> State:
+        await asyncio.Event().wait()
+        return {}
+
+    with pytest.raises(DeadlockError, match="work"):
+        run_virtual(one(work).ainvoke({}))
+    with pytest.raises(DeadlineExceeded):
+        run_virtual(one(work).ainvoke({}, deadline=30))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_after_a_deadlock_tasks_are_cancelled_as_ever() -> None:
+    """What they clean up takes virtual time."""
+    clock = VirtualClock(start=0)
+
+    async def main() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(30)
+
+    with pytest.raises(DeadlockError):
+        run_virtual(main(), clock=clock)
+    assert clock.monotonic() == 30
+
+
+def test_a_thread_that_works_is_no_deadlock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes, if there is nothing else to go on with."""
+    monkeypatch.setattr(testing, "_PATIENCE", 0.05)
+    monkeypatch.setattr(testing, "_MOMENT", 0.02)
+
+    async def main() -> float:
+        await asyncio.to_thread(time.sleep, 0.3)
+        return _clock.now()
+
+    assert run_virtual(main()) == 1000
+
+
+# Threads that wait in virtual time.
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
+    """A clock from 0 on, on which `time.sleep` waits."""
+    clock = VirtualClock(start=0)
+    monkeypatch.setattr(time, "sleep", clock.sleep)
+    monkeypatch.setattr(_clock, "sleep", clock.sleep)
+    return clock
+
+
+def sleepy(seconds: float, *, times: int = 1) -> Any:
+    """Return a sync node that sleeps."""
+
+    def work(state: State) -> State:
+        for _ in range(times):
+            time.sleep(seconds)
+        return {"log": f"at {_clock.now():g}"}
+
+    return work
+
+
+def test_sync_nodes_sleep_exactly(clock: VirtualClock) -> None:
+    """Three times 7 s are 21 s, and no moment of real time decides."""
+    began = _clock.now()
+    graph = one(sleepy(7, times=3), deadline=30)
+    for _ in range(20):
+        before = clock.monotonic()
+        values = run_virtual(graph.ainvoke({}), clock=clock)
+        assert values == {"log": f"at {before + 21:g}"}
+        assert clock.monotonic() == before + 21
+    assert _clock.now() - began < 4  # 60 naps; each with a moment would take 12
+
+
+def test_a_sync_node_that_oversleeps_is_cut_exactly(clock: VirtualClock) -> None:
+    """At the work deadline; it stands on the report until it wakes."""
+
+    def degrade(state: State) -> State:
+        return {"log": f"degraded at {_clock.now():g}"}
+
+    graph = one(sleepy(60), deadline=30, fallback=degrade)
+
+    async def main() -> Any:
+        with collect_runs() as runs:
+            values = await graph.ainvoke({})
+        (straggler,) = runs[0].stragglers
+        at_end = straggler.overrun, straggler.running
+        await asyncio.sleep(100)
+        return values, at_end, (straggler.overrun, straggler.running)
+
+    values, at_end, later = run_virtual(main(), clock=clock)
+    assert values == {"log": "degraded at 24"}
+    assert at_end == (0, True)
+    assert later == (36, False)
+
+
+def test_at_one_instant_the_deadline_comes_before_the_thread(
+    clock: VirtualClock,
+) -> None:
+    """Always, so that a test does not depend on which is scheduled first."""
+    graph = one(sleepy(30), deadline=30)
+    for _ in range(20):
+        with pytest.raises(DeadlineExceeded):
+            run_virtual(graph.ainvoke({}), clock=clock)
+
+
+def test_threads_and_tasks_wake_in_the_order_of_their_time(clock: VirtualClock) -> None:
+    """Nodes and calls of the executor, side by side."""
+    order: list[tuple[str, float]] = []
+
+    def nap(name: str, seconds: float) -> None:
+        time.sleep(seconds)
+        order.append((name, _clock.now()))
+
+    async def anap(name: str, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        order.append((name, _clock.now()))
+
+    def node(state: State) -> State:
+        nap("node", 3)
+        return {}
+
+    async def main() -> None:
+        await asyncio.gather(
+            asyncio.to_thread(nap, "executor", 4),
+            anap("task", 2),
+            one(node, deadline=60).ainvoke({}),
+            asyncio.to_thread(nap, "executor", 1),
+        )
+
+    run_virtual(main(), clock=clock)
+    assert order == [("executor", 1), ("task", 2), ("node", 3), ("executor", 4)]
+
+
+def test_tools_and_functions_in_threads_sleep_exactly(clock: VirtualClock) -> None:
+    """What runs in a copy of the step's context belongs to the step."""
+
+    @tool
+    def crawl(site: str) -> str:
+        """Read a whole site."""
+        time.sleep(5)
+        return site
+
+    async def main() -> Any:
+        return await with_deadline(crawl, 10).ainvoke({"site": "it"})
+
+    assert run_virtual(main(), clock=clock) == "it"
+    assert clock.monotonic() == 5
+
+
+def test_a_sleep_in_the_event_loop_blocks_it(clock: VirtualClock) -> None:
+    """The run is late by as much, and the report says who did it."""
+
+    async def work(state: State) -> State:
+        time.sleep(50)
+        return {}
+
+    driven = Driven()
+
+    async def main() -> None:
+        nonlocal driven
+        driven = await adrive(one(work, deadline=30), {}, "ainvoke")
+
+    run_virtual(main(), clock=clock)
+    assert driven.elapsed == 50
+    (straggler,) = driven.report.stragglers
+    assert straggler.blocked_loop
+    assert straggler.overrun == 20
+
+
+def test_other_threads_sleep_in_real_time(clock: VirtualClock) -> None:
+    """The clock is not theirs to wait for, nor is it theirs to hold up."""
+    ended = threading.Event()
+
+    def other() -> None:
+        time.sleep(0.05)
+        ended.set()
+
+    async def main() -> None:
+        threading.Thread(target=other).start()
+        await asyncio.sleep(3600)
+
+    run_virtual(main(), clock=clock)
+    assert ended.wait(5)
+    assert clock.monotonic() == 3600
+
+
+def test_threads_that_sleep_end_with_the_loop(clock: VirtualClock) -> None:
+    """No straggler is left behind to sleep for the rest of the session."""
+    before = set(threading.enumerate())
+    graph = one(sleepy(10, times=1000), deadline=30)
+    with pytest.raises(DeadlineExceeded):
+        run_virtual(graph.ainvoke({}), clock=clock)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+        assert not thread.is_alive()
+
+
 # As users use it.
 
 
@@ -266,6 +512,7 @@ def test_two_runs_in_virtual_time_are_the_same() -> None:
     def once() -> Any:
         driven = drive(one(work, deadline=5), {}, "ainvoke", virtual=True)
         assert isinstance(driven.error, DeadlineExceeded)
-        return driven.error.elapsed, driven.elapsed, driven.report.model_dump()
+        told = driven.report.model_dump(exclude={"id", "started"})
+        return driven.error.elapsed, driven.elapsed, told
 
     assert once() == once()
