@@ -19,7 +19,8 @@ from .graph import StateGraph, with_deadline
 from .limits import Limits
 from .nodes import RemainingTime
 from .policy import DeadlinePolicy, StepBudget
-from .report import RunReport, collect_runs
+from .report import RunReport
+from .runs import collect_runs
 
 __all__ = (
     "Deadline",

@@ -14,6 +14,8 @@ from langgraph.constants import START
 from langgraph.types import Command
 
 from ._backlog import Backlog
+from ._event_stream import EventStream
+from ._journal import Journal
 from ._langgraph import (
     CONF,
     CONFIG_KEY_CHECKPOINTER,
@@ -26,8 +28,9 @@ from ._scope import Scope, current
 from .callbacks import ATTACHED
 from .control import RunControl
 from .deadline import WIRE_KEY, Deadline, from_wire, instant_of
+from .events import observers
 from .policy import DeadlinePolicy, check_names, coerce
-from .report import collectors
+from .runs import collectors
 
 _NOTHING = 1e-9  # seconds
 _INNER_GRACE = 0.8
@@ -60,12 +63,13 @@ def begin(
     parent = current.get()
     stoppable = isinstance(control, RunControl)
     if policy is None and wire is None and not stoppable:
-        unbounded = parent is None or (parent.run is None and parent.at == math.inf)
-        unseen = not _may_be_resumed(graph, input) and not collectors()
-        if unbounded and unseen:
-            return None
-        if parent is not None and parent.run is not None:
-            return _begin_nested(graph, parent) if parent.run.guarded else None
+        outer: Run | None = parent.run if parent is not None else None
+        if parent and outer and (outer.guarded or outer.journal is not None):
+            return _begin_nested(graph, parent)
+        if parent is None or parent.at == math.inf:
+            matters = _may_be_resumed(graph, input) or _is_seen(graph)
+            if not matters:
+                return None
     if wire is not None:
         parent = Scope(parent, instant_of(wire))
     policy = policy or DeadlinePolicy()
@@ -83,9 +87,13 @@ def begin(
     run.one_superstep = START not in graph.nodes
     lent = CONFIG_KEY_CHECKPOINTER in ((config or {}).get(CONF) or {})
     run.may_be_noted = lent or graph.checkpointer is not None
-    if parent is not None and parent.run is not None:
-        run.custom_stream = parent.run.custom_stream
-        run.backlog = parent.run.backlog
+    around: Run | None = parent.run if parent is not None else None
+    if around is not None:
+        run.custom_stream = around.custom_stream
+        run.backlog = around.backlog
+    above = around.journal if around is not None else None
+    run.journal = Journal(run, above, graph.deadline_observers)
+    run.last = graph.deadline_last
     _enter(run, parent)
     return run
 
@@ -101,18 +109,24 @@ def _begin_nested(graph: Any, parent: Scope) -> Run:
             on_exceeded="raise" if parent.run.mode == "raise" else "return",
             # Inner steps are given up before the step around them is.
             cancel_grace=parent.run.policy.cancel_grace * _INNER_GRACE,
+            enforce=parent.run.policy.enforce,
         ),
         parent=parent,
         budget=None,
         name=graph.get_name(),
         implicit=True,
-        controlled=True,
+        controlled=parent.run.guarded,
     )
     run.reset = parent.run.reset
     run.custom_stream = parent.run.custom_stream
     run.backlog = parent.run.backlog
     _enter(run, parent)
     return run
+
+
+def _is_seen(graph: Any) -> bool:
+    """Return whether somebody wants to know of a run that has no deadline."""
+    return bool(collectors() or observers() or graph.deadline_observers)
 
 
 def _may_be_resumed(graph: Any, input: Any) -> bool:
@@ -186,6 +200,8 @@ def prepare_stream(
     listed = (modes,) if isinstance(modes, str) else tuple(modes)
     nested = CONFIG_KEY_STREAM in ((config or {}).get(CONF) or {})
     run.custom_stream = run.custom_stream or nested or "custom" in listed
+    if "custom" in listed and run.policy.stream_events and run.journal is not None:
+        run.journal.stream_to(EventStream())
     if "custom" in listed or "messages" in listed:
         run.backlog = Backlog(tokens="messages" in listed)
 
@@ -210,6 +226,9 @@ class attached:  # noqa: N801 - a context manager, used as one
         self._step = parent.step if parent is not None else None
 
     def __enter__(self) -> None:
+        run = self._run
+        if run.new_input and not run.implicit and run.journal is not None:
+            run.journal.started()  # else once its checkpoint has been read
         if self._control is not None:
             self._control.attach(self._run)
 

@@ -25,6 +25,7 @@ from ._begin import (
 )
 from ._channels import closable
 from ._drive import LateItems, drive_astream, drive_async, drive_stream, drive_sync
+from ._ending import LastRun
 from ._fallback import Fallback, attach_fallback, draw_fallback
 from ._langgraph import (
     read_channels,
@@ -35,8 +36,10 @@ from ._tool_node import bounded_tool_node
 from ._views import cache_view, saver_view, store_view
 from .deadline import Deadline
 from .errors import plain
+from .events import Observer
 from .nodes import DeadlineNode
 from .policy import DeadlinePolicy
+from .report import RunReport
 
 Budget = float | timedelta | Deadline | DeadlinePolicy
 
@@ -56,20 +59,36 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
 
     deadline_policy: DeadlinePolicy | None
     deadline_fallback: str | None
+    deadline_observers: tuple[Observer, ...]
+    deadline_last: LastRun
 
     def __init__(
         self,
         *,
         deadline_policy: DeadlinePolicy | None = None,
         deadline_fallback: str | None = None,
+        deadline_observers: tuple[Observer, ...] = (),
+        deadline_last: LastRun | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         # `with_config` and `copy` come here with the attributes of the original.
         self.deadline_policy = deadline_policy
         self.deadline_fallback = deadline_fallback
+        self.deadline_observers = deadline_observers
+        self.deadline_last = deadline_last or LastRun()
         self.nodes = _guarded(self)
         self.channels = closable(self.channels)
+
+    @property
+    def last_report(self) -> RunReport | None:
+        """The report of this graph's run that ended last, `None` before the first one.
+
+        A convenience for one run at a time. Of runs at the same time it is any one's
+        that ended: `collect_runs()` keeps them apart.
+        """
+        ending = self.deadline_last.ending
+        return ending.report() if ending is not None else None
 
     # Entry points. Those that are not here (batch, abatch, stream_events,
     # astream_events) are LangGraph's and LangChain's and come through these.
@@ -162,7 +181,8 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
             **kwargs,
         )
         with attached(run, control):
-            yield from drive_stream(run, make, partial(self._late_items, kwargs))
+            late = partial(self._late_items, kwargs)
+            yield from drive_stream(run, make, late, partial(self._item, kwargs))
 
     def astream(
         self,
@@ -209,7 +229,9 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
             **kwargs,
         )
         with attached(run, control):
-            stream: Any = drive_astream(run, make, partial(self._late_items, kwargs))
+            late = partial(self._late_items, kwargs)
+            as_item = partial(self._item, kwargs)
+            stream: Any = drive_astream(run, make, late, as_item)
             async with _closing(stream):
                 async for item in stream:
                     yield item
@@ -224,10 +246,7 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
     def _late(self, kwargs: Mapping[str, Any], run: Run) -> Any:
         """Return the state that a run reached whose engine cannot end in time."""
         error = run.error()
-        answered = run.mode == "return" or (
-            run.mode == "fallback"
-            and any(s.kind == "fallback" and s.cut is None for s in run.log)
-        )
+        answered = run.mode == "return" or (run.mode == "fallback" and run.answered)
         if not answered or run.channels is None:
             raise plain(error)
         keys = kwargs.get("output_keys") or self.output_channels
@@ -237,17 +256,18 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
         """Return how a stream ends whose engine cannot end in time."""
         state = self._late(kwargs, run)
         modes = kwargs.get("stream_mode") or self.stream_mode
-        if modes == "values":
-            part: Any = state
-        elif not isinstance(modes, str) and "values" in modes:
-            part = ("values", state)
-        else:
-            return LateItems(())
+        shown = modes == "values" or (not isinstance(modes, str) and "values" in modes)
+        return LateItems([self._item(kwargs, "values", state)] if shown else ())
+
+    def _item(self, kwargs: Mapping[str, Any], mode: str, data: Any) -> Any:
+        """Return what the stream that was asked for yields for `data`."""
         if kwargs.get("version") == "v2":
-            return LateItems([{"type": "values", "ns": (), "data": state}])
+            return {"type": mode, "ns": (), "data": data}
+        modes = kwargs.get("stream_mode") or self.stream_mode
+        part = (data,) if isinstance(modes, str) else (mode, data)
         if kwargs.get("subgraphs"):
-            part = ((), *part) if isinstance(part, tuple) else ((), part)
-        return LateItems([part])
+            return ((), *part)
+        return part[0] if len(part) == 1 else part
 
     def _defaults(self, config: RunnableConfig, **kwargs: Any) -> Any:
         """Have a bounded run's engine use views that stragglers cannot write to."""
@@ -287,7 +307,10 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
 
 
 def bounded(
-    graph: Any, policy: DeadlinePolicy | None = None, fallback: Fallback | None = None
+    graph: Any,
+    policy: DeadlinePolicy | None = None,
+    fallback: Fallback | None = None,
+    observers: tuple[Observer, ...] = (),
 ) -> Any:
     """Return a bounded copy of a compiled graph; the original stays as it was."""
     cls = _bounded_class(type(graph))
@@ -304,6 +327,8 @@ def bounded(
         name = attach_fallback(copied, fallback)
     copied.deadline_fallback = name
     copied.deadline_policy = None
+    copied.deadline_observers = (*getattr(graph, "deadline_observers", ()), *observers)
+    copied.deadline_last = LastRun()
     copied.nodes = _guarded(copied)
     copied.channels = closable(copied.channels)
     copied.deadline_policy = checked(policy, name, copied)

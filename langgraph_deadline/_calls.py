@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _clock
-from ._cut import AsyncStep, Inside, Kind, Step, SyncStep
+from ._cut import AsyncStep, Inside, Step, SyncStep
 from ._guard import in_thread, run_async, run_sync
 from ._run import Run, RunScope, run_here
 from ._scope import current
 from .deadline import positive_seconds_of, seconds_of
 from .errors import DeadlineExceeded, plain
 from .policy import DeadlinePolicy
+from .report import StepKind
 
 Body = Callable[[], Any]
 AsyncBody = Callable[[], Coroutine[Any, Any, Any]]
@@ -69,7 +70,7 @@ NO_LIMIT = CallLimit()
 
 def call_sync(
     name: str,
-    kind: Kind,
+    kind: StepKind,
     limit: CallLimit,
     body: Body,
     on_step: Callable[[Step], None] | None = None,
@@ -97,7 +98,7 @@ def call_sync(
 
 async def call_async(
     name: str,
-    kind: Kind,
+    kind: StepKind,
     limit: CallLimit,
     body: AsyncBody,
     on_step: Callable[[Step], None] | None = None,
@@ -128,7 +129,7 @@ def _inline(step: Step, body: Body) -> Any:
 def entered(
     of: type[Any],
     name: str,
-    kind: Kind,
+    kind: StepKind,
     limit: CallLimit,
     on_step: Callable[[Step], None] | None = None,
 ) -> Generator[tuple[Run, Any]]:
@@ -152,6 +153,9 @@ def entered(
         try:
             step.cut = step.cut or run.enter(step, limit.needs)
             yield run, step
+        except Exception as error:
+            step.error = type(error).__name__
+            raise
         finally:
             run.leave(step)
             if outer is not None:

@@ -14,18 +14,13 @@ from asyncio import tasks as asyncio_tasks
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from . import _clock
 from ._scope import Scope
 from ._threads import Bell, running_loop
 from .errors import Cause, DeadlineExceeded, RunCut
-from .report import Straggler
-
-Kind = Literal[
-    "node", "task", "otherwise", "fallback", "tool", "model", "call", "compensation"
-]
-
+from .report import StepKind
 
 _NOTHING_TO_WAIT_FOR = nullcontext()
 """Async steps write in their run's loop, where nothing comes in between."""
@@ -59,10 +54,14 @@ class Step(Scope, ABC):
     """A node, task or retry loop that a run is executing."""
 
     __slots__ = (
+        "attempts",
         "began",
+        "call",
         "counts",
         "cut_at",
         "ended",
+        "error",
+        "given_up",
         "grace",
         "had_nested",
         "holds",
@@ -70,14 +69,18 @@ class Step(Scope, ABC):
         "late",
         "limit",
         "name",
+        "needs",
         "nested",
+        "number",
+        "refused",
+        "shadow",
         "superstep",
         "waits",
         "writing",
     )
 
     def __init__(
-        self, parent: Scope, name: str, kind: Kind, superstep: int, grace: float
+        self, parent: Scope, name: str, kind: StepKind, superstep: int, grace: float
     ) -> None:
         self.parent = parent
         self.cut: Cause | None = None
@@ -85,7 +88,7 @@ class Step(Scope, ABC):
         self.at = parent.at
         self._binding = parent.binding
         self.name = name
-        self.kind: Kind = kind
+        self.kind: StepKind = kind
         self.superstep = superstep
         self.grace = grace
         self.limit: float | None = None
@@ -96,6 +99,12 @@ class Step(Scope, ABC):
         self.had_nested = False
         self.late = False
         self.counts: dict[Any, int] | None = None
+        # For the report.
+        self.number = self.attempts = 0
+        self.needs = 0.0
+        self.refused = self.given_up = self.shadow = False
+        self.error: str | None = None
+        self.call: Any = None  # the model's, as callbacks tell of it
         # Most steps never need them; a tuple is swapped, as threads may look at it.
         self.holds: tuple[float, ...] = ()
         self.writing: AbstractContextManager[Any] = _NOTHING_TO_WAIT_FOR
@@ -218,14 +227,14 @@ class Step(Scope, ABC):
 class SyncStep(Step):
     """A step whose body runs in a thread, with a guard waiting for it in another."""
 
-    __slots__ = ("bell", "nested_end")
+    __slots__ = ("bell", "handing_over_from")
 
     def __init__(
-        self, parent: Scope, name: str, kind: Kind, superstep: int, grace: float
+        self, parent: Scope, name: str, kind: StepKind, superstep: int, grace: float
     ) -> None:
         super().__init__(parent, name, kind, superstep, grace)
         self.bell = Bell()
-        self.nested_end: float | None = None
+        self.handing_over_from: float | None = None
         self.writing = Lock()
 
     def patience(self) -> float:
@@ -237,8 +246,9 @@ class SyncStep(Step):
         # A step that still had time is cut for the sake of another one: it may end.
         early = self.cut not in (None, "cancelled") and self.cut_at < self.at
         grace = self.grace if self.nested or early else 0.0
-        if self.nested_end is not None:
-            grace = max(grace, self.nested_end - self.cut_at + _HANDING_OVER)
+        if self.handing_over_from is not None:
+            since = self.handing_over_from - self.cut_at
+            grace = max(grace, since + HANDING_OVER)
         if self.nested:  # which may be held: they give up before this one does
             return self.longest_hold() + grace
         return max(self.longest_hold(), grace)
@@ -247,11 +257,12 @@ class SyncStep(Step):
         self.bell.ring()  # a thread cannot be interrupted, only be waited for less
 
     def _released(self) -> None:
+        self.handing_over_from = _clock.now()
         self.bell.ring()
 
     def nested_ended(self) -> None:
         """Have the guard wait no longer than it takes to pass on what they returned."""
-        self.nested_end = _clock.now()
+        self.handing_over_from = _clock.now()
         if self.cut is not None:
             self.bell.ring()
 
@@ -273,8 +284,8 @@ class Inside:
         return self._step.longest_hold()
 
 
-_HANDING_OVER = 0.1
-"""What a body may take to return what was inside its step (in seconds): it needs no
+HANDING_OVER = 0.1
+"""What a body may take to return what it was waited for (in seconds): it needs no
 time of its own, but may have to go through threads and engines."""
 
 _FOR_NESTED = 0.9
@@ -286,16 +297,31 @@ _PASSES = 20
 class AsyncStep(Step):
     """A step whose body is a task, with a guard waiting for it in another."""
 
-    __slots__ = ("asked", "settled", "task", "timer")
+    __slots__ = ("asked", "returned_at", "returned_first", "settled", "task", "timer")
 
     def __init__(
-        self, parent: Scope, name: str, kind: Kind, superstep: int, grace: float
+        self, parent: Scope, name: str, kind: StepKind, superstep: int, grace: float
     ) -> None:
         super().__init__(parent, name, kind, superstep, grace)
         self.asked = False
+        self.returned_at = math.inf
+        self.returned_first = False
         self.task: asyncio.Task[Any] | None = None
         self.settled: asyncio.Future[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
+
+    def in_time(self) -> bool:
+        """Return whether the body ended before its time was up and before any cut.
+
+        Its guard may come late to that, where something else blocks the event loop.
+        """
+        return self.returned_first and self.returned_at <= self.at
+
+    def returns(self) -> None:
+        """Note that the body has ended."""
+        self.returned_at = _clock.now()
+        self.returned_first = self.cut is None
+        self.settle()
 
     def settle(self, _: object = None) -> None:
         """Let the guard go on: the task has ended, or it is given up."""
@@ -324,7 +350,8 @@ class AsyncStep(Step):
 
     def _interrupt_here(self) -> None:
         if self.task is not None and self.task.done():
-            self.late = True  # it had ended, past its time, before anybody could cut it
+            # It had ended before anybody could cut it.
+            self.late = not self.in_time()
         elif self.nested:
             # The runs inside have been told; what they return in time is kept.
             self.later(self.waits + self.grace * _FOR_NESTED, self._cancel_late)
@@ -350,7 +377,7 @@ class AsyncStep(Step):
     def _cancel_soon(self) -> None:
         if self.task is not None and not self.task.done() and not self.asked:
             until = self.cut_at + self.waits + self.grace * _FOR_NESTED
-            self.later(min(_HANDING_OVER, until - _clock.now()), self._cancel)
+            self.later(min(HANDING_OVER, until - _clock.now()), self._cancel)
 
     def _ask(self, patience: float) -> None:
         if self.task is not None and not self.task.done():
@@ -371,6 +398,8 @@ class AsyncStep(Step):
         """Cancel the task, unless that has been done: twice breaks its clean-up."""
         if not self.asked and self.task is not None:
             self.asked = True
+            # A task that has not begun yet will not settle the step by itself.
+            self.task.add_done_callback(self.settle)
             self.task.cancel(*reason)
 
     def expire(self) -> None:
@@ -383,8 +412,8 @@ class AsyncStep(Step):
 _given_up: set[asyncio.Task[Any]] = set()
 
 
-def disown(task: asyncio.Task[Any], straggler: Straggler) -> None:
-    """Leave a task behind that was given up; `straggler` learns of its end.
+def disown(task: asyncio.Task[Any], on_end: Callable[[float], None]) -> None:
+    """Leave a task behind that was given up; `on_end` is called with when it ends.
 
     `asyncio.run` waits for every task it knows of; one that swallows its cancellation
     for ever would hold it up for ever.
@@ -392,7 +421,7 @@ def disown(task: asyncio.Task[Any], straggler: Straggler) -> None:
 
     def ended(done: asyncio.Task[Any]) -> None:
         _given_up.discard(done)
-        straggler.ended(_clock.now())
+        on_end(_clock.now())
         if not done.cancelled():
             done.exception()  # seen: nobody else will ask for it
 

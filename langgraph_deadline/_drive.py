@@ -14,15 +14,19 @@ from functools import partial
 from typing import Any
 
 from . import _clock
+from ._ending import finish
+from ._journal import Journal
 from ._notes import note, note_async
 from ._run import ENGINE_PATIENCE, Run
 from ._scope import current
-from ._summary import finish
 from ._threads import Bell, Job
 from .errors import RunCut, plain
 
 Late = Callable[[Run], Any]
 """Returns what can be said of a run whose engine is not waited for any more."""
+
+AsItem = Callable[[str, Any], Any]
+"""Returns what a stream yields for a mode and its data."""
 
 _END = object()
 _LONGEST_JOIN = 60.0
@@ -76,9 +80,10 @@ def _noted(run: Run, call: Callable[[], Any]) -> Any:
 
 
 def drive_stream(
-    run: Run, make: Callable[[], Iterator[Any]], late: Late
+    run: Run, make: Callable[[], Iterator[Any]], late: Late, as_item: AsItem
 ) -> Iterator[Any]:
     """Yield what the engine's stream yields; it goes on only when asked for more."""
+    journal = run.journal
     with _Ended(run):
         context = engine_context(run)
         stream = make()
@@ -96,6 +101,13 @@ def drive_stream(
             raise
         finally:
             _finish_stream(run, context, stream)
+    yield from _last_events(journal, as_item)
+
+
+def _last_events(journal: Journal | None, as_item: AsItem) -> list[Any]:
+    """Return the events that came after the engine had ended, as stream items."""
+    rest = journal.stream.rest() if journal is not None and journal.stream else []
+    return [as_item("custom", event) for event in rest]
 
 
 def _finish_stream(run: Run, context: Context, stream: Any) -> None:
@@ -194,9 +206,10 @@ async def _anoted(run: Run, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any
 
 
 async def drive_astream(
-    run: Run, make: Callable[[], Any], late: Late
+    run: Run, make: Callable[[], Any], late: Late, as_item: AsItem
 ) -> AsyncIterator[Any]:
     """Yield what the engine's stream yields; it goes on only when asked for more."""
+    journal = run.journal
     with _Ended(run):
         engine = _Engine(run, engine_context(run))
         stream = engine.context.run(make)
@@ -215,6 +228,8 @@ async def drive_astream(
             raise
         finally:
             await engine.finish(stream)
+    for item in _last_events(journal, as_item):
+        yield item
 
 
 class _Engine:

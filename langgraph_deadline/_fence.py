@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import set_config_context
 
 from ._backlog import Backlog
 from ._cut import Step
@@ -42,6 +43,8 @@ def fenced(run: Run, step: Step, config: RunnableConfig) -> RunnableConfig:
         conf[CONFIG_KEY_STREAM] = StreamProtocol(emit, stream.modes)
     if run.custom_stream:
         runtime = conf[CONFIG_KEY_RUNTIME]
+        if run.journal is not None and run.journal.stream is not None:
+            run.journal.stream.opened(_writer_of(runtime.stream_writer, config))
         writer = _fenced(step, runtime.stream_writer, run.backlog)
         conf[CONFIG_KEY_RUNTIME] = runtime.override(stream_writer=writer)
     return config
@@ -56,6 +59,18 @@ def unfenced(config: RunnableConfig) -> RunnableConfig:
     """Return a copy of `config` by which the guard itself writes for a step."""
     conf = {**config[CONF], CONFIG_KEY_SEND: writes_of(config).extend}
     return {**config, CONF: conf}
+
+
+def _writer_of(
+    write: Callable[[Any], None], config: RunnableConfig
+) -> Callable[[Any], None]:
+    """Return a stream writer that can be used outside of the step it was made for."""
+
+    def write_anywhere(item: Any) -> None:
+        with set_config_context(config) as context:  # it asks whose stream it is
+            context.run(write, item)
+
+    return write_anywhere
 
 
 def _fenced_send(step: Any, send: Callable[[Any], None]) -> Callable[[Any], None]:

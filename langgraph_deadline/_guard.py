@@ -13,9 +13,10 @@ from contextvars import Context, copy_context
 from typing import Any
 
 from . import _clock
-from ._cut import AsyncStep, Step, SyncStep
+from ._cut import HANDING_OVER, AsyncStep, Step, SyncStep
 from ._run import Run, RunScope
 from ._scope import current
+from ._stragglers import blocked_loop, give_up
 from ._threads import Job
 
 _LATE = 1e-3
@@ -79,7 +80,7 @@ def run_sync(
             return job.take()
         _expire(run, step)
     if not job.done:
-        run.given_up(step, job)
+        give_up(run, step, job)
     return None
 
 
@@ -128,20 +129,24 @@ async def run_async(
     except asyncio.CancelledError as cancelled:
         await _join(step, task, cancelled)
         if not task.done():
-            run.given_up(step, task)
+            give_up(run, step, task)
         elif not task.cancelled():
             task.exception()  # seen: the cancellation is what goes up
         raise
     finally:
+        if task.cancelled():
+            body.close()  # it may have been cancelled before it began
         # The task's context knows the step: without this the two are a cycle.
         step.task = step.settled = None
         if step.timer is not None:
             step.timer.cancel()
     if not task.done():
-        run.given_up(step, task)
+        give_up(run, step, task)
         return None
     # Here the task has ended: it settles the step in its very last act.
     _note_blocked_loop(run, step)
+    if step.kind in _CALLS and step.in_time():
+        step.cut = None
     if step.cut is None:
         return task.result()
     if not task.cancelled():
@@ -149,17 +154,24 @@ async def run_async(
     return None
 
 
+_CALLS = ("tool", "model", "call")
+"""What has its result kept if it ended in time, though it was cut before its guard
+could know. A node's is kept as well, but its edges must not fire."""
+
+
 def _note_blocked_loop(run: Run, step: AsyncStep) -> None:
     """Name a step that ended late though it was not given up: nobody could."""
+    if step.in_time():
+        return
     now = _clock.now()
     if step.cut is None and now - step.at > _LATE:
         _expire(run, step)
-        run.blocked_loop(step)
+        blocked_loop(run, step)
     elif step.cut is not None and (
         step.late
         or now - step.cut_at > max(step.patience(), step.waits + step.grace) + _LATE
     ):
-        run.blocked_loop(step)
+        blocked_loop(run, step)
 
 
 async def _settling(step: AsyncStep, body: Coroutine[Any, Any, Any]) -> Any:
@@ -167,7 +179,7 @@ async def _settling(step: AsyncStep, body: Coroutine[Any, Any, Any]) -> Any:
     try:
         return await body
     finally:
-        step.settle()
+        step.returns()
 
 
 async def _join(
@@ -190,6 +202,15 @@ async def in_thread(run: Run, fn: Callable[[], Any]) -> Any:
     def left_behind(job: Job) -> None:
         scope = current.get()
         if scope is not None and scope.step is not None:
-            run.given_up(scope.step, job)
+            give_up(run, scope.step, job)
 
-    return await run.pool().call(copy_context(), fn, left_behind)
+    def patience() -> float:
+        # What has itself asked for too much is about to end.
+        scope = current.get()
+        cut = scope.cause_of_cut() if scope is not None else None
+        return 0.0 if cut in _CUT_FROM_OUTSIDE else HANDING_OVER
+
+    return await run.pool().call(copy_context(), fn, left_behind, patience)
+
+
+_CUT_FROM_OUTSIDE = (None, "deadline", "step", "window", "cancelled")

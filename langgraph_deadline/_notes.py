@@ -65,7 +65,7 @@ def cut_record(run: Run) -> Record:
         run.started_wall,
         run.asked_budget,
         cause,
-        tuple(dict.fromkeys(s.name for s in run.log if s.cut is not None)),
+        run.cut_names(),
         tuple(unknown_calls(run)),
     )
 

@@ -12,23 +12,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from threading import Lock
 from typing import Any, Literal
-
-from langgraph.constants import START
+from uuid import uuid4
 
 from . import _clock
+from ._alarm import Alarm
 from ._backlog import Backlog
-from ._cut import AsyncStep, Step, disown
-from ._ledger import Book, Ledger
+from ._charges import charge_step
+from ._cut import Step
+from ._journal import Journal
+from ._ledger import Ledger
 from ._record import Record
 from ._scope import Scope, current
-from ._threads import Job, Pool, forget, running_loop
-from ._usage import Call
+from ._stragglers import name_blockers
+from ._threads import Pool, running_loop
 from .errors import Cause, DeadlineExceeded, RunCut
+from .events import RunDetails
 from .policy import DeadlinePolicy
-from .report import Straggler, collectors
+from .report import Straggler
 
 logger = logging.getLogger("langgraph_deadline")
 
@@ -37,8 +40,6 @@ Phase = Literal["working", "falling back", "over"]
 
 _deciding = Lock()
 """Held for an instant by who takes a step that only one of several threads may take."""
-
-_STEP = Call("steps")
 
 _CLOCK_SLACK = 1e-6
 """Timers may come this much early; a deadline that close has come."""
@@ -71,15 +72,13 @@ class Run:
     """The state of one run in this process."""
 
     __slots__ = (
-        "_last_at",
-        "_last_call",
-        "_loop",
-        "_on_last",
+        "_details",
         "_pool",
         "_shares",
-        "_timer",
         "active",
+        "alarm",
         "alone",
+        "answered",
         "asked_budget",
         "asked_until",
         "backlog",
@@ -98,10 +97,10 @@ class Run:
         "grace",
         "implicit",
         "interrupted",
+        "journal",
+        "last",
         "ledger",
         "loaded",
-        "log",
-        "logging",
         "may_be_noted",
         "mode",
         "name",
@@ -165,11 +164,14 @@ class Run:
         self.cut_step: str | None = None
         self.cut_superstep: int | None = None
         # It drains: it is cut, but for what was active when a limit was reached.
-        self.claimed = self.touched = self.drains = False
+        self.claimed = self.touched = self.drains = self.answered = False
         self.active: dict[Step, None] = {}
-        self.logging = bool(collectors())
-        self.log: tuple[Step, ...] | list[Step] = ()  # a list once there is one
-        self.ledger = _ledger_for(policy, parent, counts=self.logging)
+        # A graph inside without a deadline of its own writes into the same journal.
+        shared = implicit and parent is not None
+        self.journal: Journal | None = parent.run.journal if shared and parent else None
+        self.last: Any = None
+        self._details: RunDetails | None = None
+        self.ledger = _ledger_for(policy, parent)
         # Whatever runs on, it is the outermost run that reports it.
         self.stragglers: list[Straggler] = (
             parent.run.stragglers if implicit and parent is not None else []
@@ -197,11 +199,7 @@ class Run:
         # A run inside a step uses the threads of the run around it.
         self._shares = implicit and parent is not None
         self._pool: Pool | None = parent.run.pool() if implicit and parent else None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._last_call: asyncio.TimerHandle | None = None
-        self._last_at = math.inf
-        self._on_last: Callable[[], None] | None = None
+        self.alarm: Alarm | None = None
         self.on_change: Callable[[], None] | None = None
 
     # Time.
@@ -287,10 +285,34 @@ class Run:
             remaining=self.deadline - now if self.bounded else None,
         )
 
+    def details(self) -> RunDetails:
+        """Return what is known of the run from its beginning, for its events."""
+        if self._details is None:
+            step = self.scope.parent.step if self.scope.parent is not None else None
+            around = self.journal.around if self.journal is not None else None
+            self._details = RunDetails(
+                id=uuid4().hex,
+                parent=around.run.details().id if around is not None else None,
+                inside=step.number if step is not None else None,
+                name=self.name,
+                started=_clock.wall() - (_clock.now() - self.started),
+                budget=self.budget,
+                reserve=self.reserve,
+                enforced=self.policy.enforce,
+            )
+        return self._details
+
     # Steps.
 
     def admit(self, step: Step, needs: float = 0.0) -> Cause | None:
         """Enter `step` as active, or return why it must not start."""
+        cause = self._admit(step, needs)
+        step.needs = needs
+        if self.journal is not None:
+            self.journal.entered(step, cause)
+        return cause
+
+    def _admit(self, step: Step, needs: float) -> Cause | None:
         # First registered, then checked: a cut first notes its cause and then goes
         # through what is registered, so that one of the two sees the other.
         self.active[step] = None
@@ -301,13 +323,13 @@ class Run:
                 left = self.work - now
                 if left < needs and self.policy.enforce:
                     return "window"
-                over = None if self.ledger is None else self._charge_step(step)
+                over = None if self.ledger is None else charge_step(self, step)
                 if over is None:
                     return None
                 cause = over
             if self.phase == "working":
                 self.cut(cause, step.name)
-        if self.phase == "falling back" and self._leads_from_fallback(step):
+        if self.phase == "falling back" and self.leads_from_fallback(step):
             if self.deadline - now < needs:
                 self.end()
                 return "window"
@@ -324,6 +346,13 @@ class Run:
     def enter(self, step: Step, needs: float = 0.0) -> Cause | None:
         """Enter a step inside another one, or return why it must not start."""
         self.active[step] = None  # before the check, as in `admit`
+        cause = self._refusal(step, needs)
+        step.needs = needs
+        if self.journal is not None:
+            self.journal.entered(step, cause)
+        return cause
+
+    def _refusal(self, step: Step, needs: float) -> Cause | None:
         if (cause := step.cause_of_cut()) is not None:
             return cause
         left = step.at - _clock.now()
@@ -331,38 +360,13 @@ class Run:
             return None
         return "window" if left > _CLOCK_SLACK else "deadline"
 
-    def _leads_from_fallback(self, step: Step) -> bool:
+    def leads_from_fallback(self, step: Step) -> bool:
+        """Return whether `step` is what the fallback leads to."""
         # The superstep of the cut is the last one with ordinary steps; the one after it
         # holds only the fallback, for the edges of all others have been dropped.
         if self.cut_superstep is None:
             self.cut_superstep = step.superstep
         return step.superstep > self.cut_superstep
-
-    # Limits beyond the clock.
-
-    def charge(self, call: Call, scope: Scope, key: Any = None) -> Cause | None:
-        """Reserve what `call` may use; return the limit that does not allow it.
-
-        The run whose limit that is has been cut then. What a fallback uses is counted,
-        and so is what a run uses that only measures.
-        """
-        if self.ledger is None:
-            return None
-        spared = self.spared(scope)
-        exceeded = self.ledger.reserve(call, key, spared)
-        if exceeded is None:
-            return None
-        book, refusal = exceeded
-        owner = dict(self._limiting()).get(book, self)
-        if book not in spared:
-            owner.touched = True
-            owner.run_dry(refusal.cause, owner.node_of(scope))
-            # The fallback, at work as an ordinary node, goes on as the fallback.
-            again = owner.answers(scope)
-            return self.charge(call, scope, key) if again else refusal.cause
-        if owner.ledger is not None and owner.ledger.overdrawn is None:
-            owner.ledger.overdrawn = (refusal.cause, len(owner.log))
-        return None
 
     def run_dry(self, cause: Cause, node: Step | None) -> None:
         """Cut the run because of what `node` asked for."""
@@ -376,59 +380,16 @@ class Run:
             self.drains = False
             self._rearm()
 
-    def _charge_step(self, step: Step) -> Cause | None:
-        counts = step.kind in ("node", "task") and step.name != START
-        return self.charge(_STEP, step) if counts else None
-
-    def spared(self, scope: Scope) -> list[Book]:
-        """Return the books whose limits do not stop what is done in `scope`."""
-        return [
-            book
-            for book, run in self._limiting()
-            if not run.policy.enforce or run.answers(scope)
-        ]
-
-    def _limiting(self) -> Iterator[tuple[Book, Run]]:
-        """Yield this run and those around it that have limits, with their books."""
-        run: Run | None = self
-        while run is not None:
-            if run.ledger is not None and run.policy.limits is not None:
-                yield run.ledger.own, run
-            parent = run.scope.parent
-            run = parent.run if parent is not None else None
-
-    def node_of(self, scope: Scope | None) -> Step | None:
-        """Return the outermost step of this run that `scope` is in."""
-        node: Step | None = None
-        while scope is not None:
-            if isinstance(scope, Step) and scope.run is self:
-                node = scope
-            scope = scope.parent
-        return node
-
-    def answers(self, scope: Scope) -> bool:
-        """Return whether `scope` is in the fallback, or in what that leads to."""
-        if self.phase != "falling back":
-            return False
-        node = self.node_of(scope)
-        return node is not None and (
-            node.kind == "fallback" or self._leads_from_fallback(node)
-        )
-
     def leave(self, step: Step) -> None:
         """Take `step` out of the active ones."""
         step.ended = _clock.now()
         self.active.pop(step, None)
         if self.phase == "over" and not self.active:
             self._nothing_resists()
-        if self.logging or step.cut is not None:
-            self._note(step)
-
-    def _note(self, step: Step) -> None:
-        with _deciding:
-            if isinstance(self.log, tuple):
-                self.log = []
-        self.log.append(step)
+        if step.kind == "fallback" and step.cut is None:
+            self.answered = True
+        if self.journal is not None:
+            self.journal.left(step)
 
     def outermost(self) -> Run:
         """Return the run that reports what happens in this one."""
@@ -443,42 +404,23 @@ class Run:
         with _deciding:
             run.unknown = (*run.unknown, call)
 
+    def cut_names(self) -> tuple[str, ...]:
+        """Return the names of the steps of this run that were cut or refused."""
+        steps = self.journal.steps if self.journal is not None else ()
+        return tuple(
+            dict.fromkeys(
+                step.name
+                for step in steps
+                if isinstance(step, Step) and step.run is self and step.cut is not None
+            )
+        )
+
     def claim(self) -> bool:
         """Return whether the caller is the one to write the route to the fallback."""
         # Parallel sync nodes are cut in threads of their own.
         with _deciding:
             first, self.claimed = not self.claimed, True
         return first
-
-    def given_up(self, step: Step, work: Job | asyncio.Task[Any]) -> None:
-        """Note work that was cut and runs on."""
-        straggler = Straggler(name=step.name)
-        straggler.runs_since(_clock.now() - step.overrun())
-        self.stragglers.append(straggler)
-        if isinstance(work, Job):
-            forget(work)
-            work.when_late(straggler.ended)
-        else:
-            disown(work, straggler)
-        logger.warning(
-            "Step %r was cut (%s) and still runs; it was given up and can no longer "
-            "write anything.",
-            step.name,
-            step.cut or "cancelled",
-        )
-
-    def blocked_loop(self, step: Step) -> None:
-        """Note a step that kept the event loop from running past its deadline."""
-        overrun = step.overrun()
-        self.stragglers.append(
-            Straggler(name=step.name, overrun=overrun, running=False, blocked_loop=True)
-        )
-        logger.warning(
-            "Step %r blocked the event loop for %.3g s past its deadline. Nothing can "
-            "interrupt it there: make it a sync node, or await in it.",
-            step.name,
-            overrun,
-        )
 
     def pool(self) -> Pool:
         """Return the run's threads."""
@@ -503,9 +445,10 @@ class Run:
         """
         if not self.policy.enforce or (self.phase != "working" and not self.drains):
             return
-        if self._loop is not None and running_loop() is not self._loop:
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self.cut, cause, step, node)
+        loop = self.alarm.loop if self.alarm is not None else None
+        if loop is not None and running_loop() is not loop:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self.cut, cause, step, node)
             return
         spare = self.fallback if self.mode == "fallback" else None
         if self.phase != "working":
@@ -521,6 +464,7 @@ class Run:
             self.cut_step = step
             self.drains = node is not None
             self.phase = "falling back" if self.mode == "fallback" else "over"
+        self._note_cut()
         if self.phase == "over" and node is None:
             # Nothing is left to wait for, when the cut came by hand or from a step.
             self.deadline = min(self.deadline, _clock.now())
@@ -528,11 +472,26 @@ class Run:
         self._stop_all(spare, node)
         self._rearm()
 
+    def ends_with_error_of(self, step: Step, cause: Cause) -> None:
+        """Note that the run ends because `step` has no time left, with its error."""
+        with _deciding:
+            self.cause = self.cause or cause
+            self.cut_step = self.cut_step or step.name
+        self.touched = True
+        self._note_cut()
+
+    def _note_cut(self) -> None:
+        if self.journal is not None and not self.implicit:
+            active = (step.name for step in list(self.active))
+            where = self.cut_step or next(active, None)
+            self.journal.cut(self.cause or "deadline", where)
+
     def end(self, cause: Cause = "deadline") -> None:
         """End everything, the fallback included."""
         self.phase = "over"
         self.cause = self.cause or cause
         self.touched = True
+        self._note_cut()
         self._stop_all(spare=None)
 
     def close(self) -> None:
@@ -548,6 +507,8 @@ class Run:
             if step.name == spare and step.kind == "node":
                 # The fallback, at work as an ordinary node: it goes on as the fallback.
                 step.kind = "fallback"
+                if self.journal is not None:
+                    self.journal.fell_back(step)
                 step.extend(self.scope, self.policy.cancel_grace)
                 self.cut_superstep = step.superstep
             elif spare is not None and _inside(step, "fallback"):
@@ -578,84 +539,53 @@ class Run:
         """Return how long cut steps may resist before they are given up (seconds)."""
         return max((step.patience() for step in list(self.active)), default=0.0)
 
-    # The timer (async runs; the threads of sync ones wait with a time-out).
+    # The timers of async runs.
 
     def arm(self, loop: asyncio.AbstractEventLoop, on_last: Callable[[], None]) -> None:
         """Watch the deadlines; `on_last` ends the waiting for the engine."""
-        self._loop = loop
-        self._on_last = on_last
+        self.alarm = Alarm(self, loop, on_last)
         self._rearm()
 
     def disarm(self) -> None:
         """Stop watching."""
-        for timer in (self._timer, self._last_call):
-            if timer is not None:
-                timer.cancel()
-        self._timer = self._last_call = self._loop = self._on_last = None
+        if self.alarm is not None:
+            self.alarm.stop()
+            self.alarm = None
 
     def _rearm(self) -> None:
         if self.on_change is not None:
             self.on_change()
-        if self._loop is None or not self.bounded:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        if self.phase == "working" or self.drains:
-            at, action = self.work, self._work_is_over
-        else:
-            at, action = self.deadline, self._time_is_up
-        self._timer = self._loop.call_later(max(at - _clock.now(), 0.0), action)
+        if self.alarm is not None:
+            self.alarm.set()
 
-    def _work_is_over(self) -> None:
-        if self.policy.enforce:
-            self._name_blockers()
+    @property
+    def _works(self) -> bool:
+        return self.phase == "working" or self.drains
+
+    def next_deadline(self) -> float:
+        """Return when the run has to be cut or ended, `inf` for never."""
+        return self.work if self._works else self.deadline
+
+    def time_has_come(self) -> None:
+        """Cut the run, or end it if it was cut before."""
+        if not self._works:
+            patience = self.patience()
+            self.end()
+            least = 0.0 if self.active else self.engine_patience
+            if self.alarm is not None:
+                self.alarm.wait_for_engine(max(patience, least))
+        elif self.policy.enforce:
+            late = _clock.now() - self.work
+            if late > self.policy.cancel_grace:
+                name_blockers(self, list(self.active), late)
             self.cut("deadline")
-
-    def _time_is_up(self) -> None:
-        patience = self.patience()
-        self.end()
-        self._wait_for_engine(
-            max(patience, 0.0 if self.active else self.engine_patience)
-        )
 
     def _nothing_resists(self) -> None:
         """All steps have ended; what the engine needs from here on is little."""
         if self.on_change is not None:
             self.on_change()
-        if self._loop is not None and running_loop() is self._loop:
-            self._wait_for_engine(self.engine_patience)
-
-    def _wait_for_engine(self, seconds: float) -> None:
-        if self._loop is None:
-            return
-        at = _clock.now() + seconds
-        if self._last_call is not None:
-            if self._last_at <= at:
-                return
-            self._last_call.cancel()
-        self._last_at = at
-        self._last_call = self._loop.call_later(seconds, self._last, _LAST_PASSES)
-
-    def _last(self, passes: int) -> None:
-        # Steps that are given up at this very instant need some passes of the loop, but
-        # no time, for the engine to end.
-        if self._loop is None or self._on_last is None:
-            return
-        if passes:
-            self._loop.call_soon(self._last, passes - 1)
-        else:
-            self._on_last()
-
-    def _name_blockers(self) -> None:
-        late = _clock.now() - self.work
-        if late > self.policy.cancel_grace:
-            names = [s.name for s in self.active if isinstance(s, AsyncStep)]
-            logger.warning(
-                "The event loop was blocked for %.3g s past the work deadline, while "
-                "these steps were running: %s",
-                late,
-                names,
-            )
+        if self.alarm is not None and running_loop() is self.alarm.loop:
+            self.alarm.wait_for_engine(self.engine_patience)
 
     # The end.
 
@@ -668,7 +598,8 @@ class Run:
 
     def let_go(self) -> None:
         """Keep nothing alive: what is left of the run belongs to its stragglers."""
-        self.channels = self.saver = self.saved_at = self.on_change = None
+        self.channels = self.saver = self.saved_at = self.on_change = self.last = None
+        self.details()  # for what is told of stragglers
         self.scope = _ENDED
 
 
@@ -682,19 +613,13 @@ def _inside(step: Step, kind: str) -> bool:
     return False
 
 
-def _ledger_for(
-    policy: DeadlinePolicy, parent: Scope | None, *, counts: bool
-) -> Ledger | None:
-    """Return what is used beside time, where that is limited or reported."""
+def _ledger_for(policy: DeadlinePolicy, parent: Scope | None) -> Ledger | None:
+    """Return what is used beside time, where that is limited."""
     around = parent.run.ledger if parent is not None and parent.run else None
-    if policy.limits is None and not counts:
-        return around
-    return Ledger(policy.limits, around)
+    return around if policy.limits is None else Ledger(policy.limits, around)
 
 
 _ENDED = RunScope(None)
-
-_LAST_PASSES = 1000
 
 ENGINE_PATIENCE = 0.05
 """What the engine may take to end after its last step (in seconds): it has to apply the

@@ -67,14 +67,17 @@ class Result:
         if index == last:
             self.value = value
             self.at = _clock.now()
+        if self.step.cut is None and _clock.now() > self.step.at + _LATE:
             # Past its time, and nobody could cut it: it kept the event loop busy.
-            self.step.late = self.step.cut is None and self.at > self.step.at + _LATE
+            self.step.late = True
         self.start()
 
     def kept(self) -> Any:
         """Return the value, if it came before the cut or within its grace."""
         step = self.step
         cut_at = min(step.at, step.cut_at) if step.cut is not None else step.at
+        if step.had_nested:
+            cut_at = step.cut_at  # from then on what was inside had time to hand over
         if self.at > cut_at + step.grace + max(step.waits, step.longest_hold()):
             return MISSING
         return self.value

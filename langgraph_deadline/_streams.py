@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from ._calls import CallLimit, entered, error_of, is_watched
-from ._cut import AsyncStep, Kind, Step, SyncStep
+from ._cut import AsyncStep, Step, SyncStep
 from ._guard import context_for, run_async, run_sync
+from .report import StepKind
 
 _END = object()
 
@@ -53,14 +54,18 @@ class _Source:
 
 
 def stream_sync(
-    name: str, kind: Kind, limit: CallLimit, make: Callable[[], Iterator[Any]]
+    name: str,
+    kind: StepKind,
+    limit: CallLimit,
+    make: Callable[[], Iterator[Any]],
+    on_step: Callable[[Step], None] | None = None,
 ) -> Iterator[Any]:
     """Yield what `make()` yields, in time; it runs in a thread that can be given up.
 
     Raises:
         DeadlineExceeded: If the stream was cut or refused.
     """
-    with entered(SyncStep, name, kind, limit) as (run, step):
+    with entered(SyncStep, name, kind, limit, on_step) as (run, step):
         source = _Source(step, make)
         context = context_for(step)
         watched = is_watched(run, step)
@@ -85,14 +90,18 @@ def stream_sync(
 
 
 async def stream_async(
-    name: str, kind: Kind, limit: CallLimit, make: Callable[[], AsyncIterator[Any]]
+    name: str,
+    kind: StepKind,
+    limit: CallLimit,
+    make: Callable[[], AsyncIterator[Any]],
+    on_step: Callable[[Step], None] | None = None,
 ) -> AsyncIterator[Any]:
     """As `stream_sync`, in tasks that are cancelled.
 
     Raises:
         DeadlineExceeded: If the stream was cut or refused.
     """
-    with entered(AsyncStep, name, kind, limit) as (run, step):
+    with entered(AsyncStep, name, kind, limit, on_step) as (run, step):
         source = _Source(step, make)
         context = context_for(step)
         try:

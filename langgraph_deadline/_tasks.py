@@ -24,7 +24,7 @@ from ._langgraph import (
 )
 from ._run import Run, run_here
 from ._scope import current
-from ._verdict import check_retry
+from ._verdict import check_retry, failed
 from .errors import NoTimeToRetry, plain
 
 ONE_ATTEMPT = (RetryPolicy(max_attempts=1),)
@@ -80,7 +80,11 @@ def _run_sync(run: Run, step: SyncStep, body: _Body, args: Any, kwargs: Any) -> 
             if step.cut is None:
                 return out
     except NoTimeToRetry as error:
+        step.error = type(error.__cause__).__name__
         raise plain(error) from error.__cause__
+    except Exception as error:
+        failed(step, error)
+        raise
     finally:
         run.leave(step)
     raise run.error(step=step.name, cause=step.cut)
@@ -96,7 +100,11 @@ async def _run_async(
             if step.cut is None:
                 return out
     except NoTimeToRetry as error:
+        step.error = type(error.__cause__).__name__
         raise plain(error) from error.__cause__
+    except Exception as error:
+        failed(step, error)
+        raise
     finally:
         run.leave(step)
     raise run.error(step=step.name, cause=step.cut)
@@ -182,3 +190,4 @@ def _begin_attempt() -> None:
     scope = current.get()
     if scope is not None and scope.step is not None:
         scope.step.counts = None
+        scope.step.attempts += 1

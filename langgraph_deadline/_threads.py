@@ -17,6 +17,9 @@ from typing import Any
 
 from . import _clock
 
+_IDLE = 0.1
+"""How long a thread waits for another job of its run (in seconds)."""
+
 _at_work: set[Job] = set()
 """The jobs that are being done, in all pools; for tests in virtual time."""
 
@@ -92,12 +95,14 @@ class Job:
 class Pool:
     """The threads of one run."""
 
-    __slots__ = ("_closed", "_idle", "_name")
+    __slots__ = ("_closed", "_idle", "_leaving", "_name")
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._idle: list[_Worker] = []
         self._closed = False
+        # Those that have let go of themselves, and may not have ended yet.
+        self._leaving: tuple[threading.Thread, ...] = ()
 
     def start(
         self, context: Context, fn: Callable[[], Any], notify: Callable[[], None]
@@ -113,9 +118,16 @@ class Pool:
         return job
 
     async def call(
-        self, context: Context, fn: Callable[[], Any], on_late: Callable[[Job], None]
+        self,
+        context: Context,
+        fn: Callable[[], Any],
+        on_late: Callable[[Job], None],
+        patience: Callable[[], float] = lambda: 0.0,
     ) -> Any:
-        """Await `fn`, called in a thread; if cancelled, leave it to `on_late`."""
+        """Await `fn`, called in a thread; if cancelled, leave it to `on_late`.
+
+        That is, unless it ends within `patience()` seconds.
+        """
         loop = asyncio.get_running_loop()
         arrived = loop.create_future()
 
@@ -131,6 +143,8 @@ class Pool:
         try:
             await arrived
         except asyncio.CancelledError:
+            if not job.done and (moment := patience()) > 0:
+                await asyncio.wait({arrived}, timeout=moment)
             if not job.done:
                 on_late(job)
             raise
@@ -142,10 +156,20 @@ class Pool:
         if self._closed:
             worker.inbox.put(None)
 
+    def retire(self, worker: _Worker) -> bool:
+        """Let go of an idle worker; false if it has just been given another job."""
+        try:
+            self._idle.remove(worker)
+        except ValueError:
+            return False
+        alive = (thread for thread in self._leaving if thread.is_alive())
+        self._leaving = (*alive, worker.thread)
+        return True
+
     def close(self) -> None:
         """End the idle threads and wait for their end; busy ones end with their job."""
         self._closed = True
-        threads: list[threading.Thread] = []
+        threads = list(self._leaving)
         while self._idle:
             worker = self._idle.pop()
             worker.inbox.put(None)
@@ -166,13 +190,20 @@ class _Worker:
         self.thread.start()
 
     def _serve(self) -> None:
-        while (job := self.inbox.get()) is not None:
+        while (job := self._next()) is not None:
             job.run()
             # Idle before the waiting thread runs on, so that it finds this worker.
             self._pool.finished(self)
             job.notify()
             _at_work.discard(job)
             del job  # an idle thread must not keep the last result alive
+
+    def _next(self) -> Job | None:
+        try:
+            return self.inbox.get(timeout=_IDLE)
+        except Empty:
+            # A run may wait for long, and with it a thousand others.
+            return None if self._pool.retire(self) else self.inbox.get()
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

@@ -62,13 +62,18 @@ def model_call(
     if not weighs:
         return Call("model_calls", name)
     sent = [repr(params[key]) for key in _SENT_ALONG if params.get(key)]
-    prompt = sum(_tokens_of(thing) for thing in (*given, *sent))
+    prompt = tokens_of_prompt((*given, *sent)) or 0
     lengths = [params.get(key) for key in _LONGEST] + [metadata.get("ls_max_tokens")]
     longest = next((length for length in lengths if _is_count(length)), None)
     answers = params.get("n")
     if longest is not None and _is_count(answers):
         longest *= answers
     return Call("model_calls", name, prompt, longest)
+
+
+def tokens_of_prompt(given: Any) -> int | None:
+    """Return roughly how long prompts, or lists of messages, are; `None` for none."""
+    return sum(_tokens_of(thing) for thing in given) if given else None
 
 
 def _is_count(value: Any) -> bool:

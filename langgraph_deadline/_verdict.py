@@ -12,7 +12,7 @@ from . import _clock
 from ._cut import Step
 from ._langgraph import back_off
 from ._run import Run
-from .errors import DeadlineExceeded, NoTimeToRetry, RunCut, plain
+from .errors import DeadlineExceeded, NoTimeToRetry, RunCut
 from .policy import StepBudget
 
 Verdict = Literal["otherwise", "fail", "route", "return", "raise"]
@@ -27,7 +27,8 @@ def caught(run: Run, step: Step, error: DeadlineExceeded) -> DeadlineExceeded | 
     like any other.
     """
     if isinstance(error, NoTimeToRetry):
-        return plain(error)
+        step.error = type(error.__cause__).__name__
+        return error
     if isinstance(error, RunCut) and step.binding is step and step.at <= _clock.now():
         step.cut = (
             step.cut or "step"
@@ -35,9 +36,16 @@ def caught(run: Run, step: Step, error: DeadlineExceeded) -> DeadlineExceeded | 
     if isinstance(error, RunCut) and run.phase == "working" and step.cut != "step":
         run.cut(error.cause, step.name)
     if step.cut is None and not isinstance(error, RunCut):
+        failed(step, error)
         return error
     step.cut = step.cut or error.cause
     return None
+
+
+def failed(step: Step, error: Exception) -> None:
+    """Note a step's own error, for the report."""
+    if not isinstance(error, GraphBubbleUp):
+        step.error = type(error).__name__
 
 
 def check_retry(
@@ -96,7 +104,12 @@ def decide(
     if run.phase == "working" and cause is not None:
         if budget.has_otherwise:
             return "otherwise"
-        if handled or (error is not None and run.mode != "fallback"):
+        # Of a graph inside it is for the run around it to say so.
+        out_of_time = isinstance(error, NoTimeToRetry) and not run.implicit
+        if handled or (error and run.mode != "fallback" and not out_of_time):
+            return "fail"
+        if error and run.mode == "raise":
+            run.ends_with_error_of(step, cause)
             return "fail"
         run.cut(cause, step.name)
     run.touched = True

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -12,10 +13,12 @@ from uuid import UUID
 from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
 
 from . import _clock
+from ._charges import charge
 from ._ledger import Ledger
 from ._partial import is_partial
 from ._run import run_here
 from ._scope import current
+from ._seen import SeenCall
 from ._usage import (
     Call,
     length_of,
@@ -125,9 +128,7 @@ class DeadlineHandler(GraphCallbackHandler):
     ) -> None:
         """Refuse a model call that has no time."""
         self._starting(str(kwargs.get("name") or "model"), run_id, parent_run_id)
-        if (ledger := _ledger_here()) is not None:
-            call = model_call(messages, serialized, kwargs, weighs=ledger.weighs)
-            _charge(call, run_id)
+        _model_started(messages, serialized, kwargs, run_id)
 
     def on_llm_start(
         self,
@@ -140,9 +141,7 @@ class DeadlineHandler(GraphCallbackHandler):
     ) -> None:
         """Refuse a model call that has no time."""
         self._starting(str(kwargs.get("name") or "model"), run_id, parent_run_id)
-        if (ledger := _ledger_here()) is not None:
-            call = model_call(prompts, serialized, kwargs, weighs=ledger.weighs)
-            _charge(call, run_id)
+        _model_started(prompts, serialized, kwargs, run_id)
 
     def on_tool_start(
         self,
@@ -158,6 +157,7 @@ class DeadlineHandler(GraphCallbackHandler):
         self._starting(str(name), run_id, parent_run_id)
         if _ledger_here() is not None:
             _charge(Call("tool_calls"), run_id)
+        _tool_started(str(name), run_id)
 
     def on_retriever_start(
         self,
@@ -182,11 +182,15 @@ class DeadlineHandler(GraphCallbackHandler):
         """Stop a model at its next token; the vendor's connection closes with it."""
         if is_partial(getattr(kwargs.get("chunk"), "message", None)):
             return  # the last word of a model that was cut
+        run = run_here()
+        if run is not None and run.journal is not None:
+            call = run.journal.call(run_id)
+            if call is not None:
+                call.took(token)
         self._check_scope("model token")
         if self.seconds is not None:
             now = _clock.now()
             self._check_own("model token", self._began.get(run_id, now), now)
-        run = run_here()
         if run is not None and run.backlog is not None and run.backlog.tokens:
             run.backlog.written += 1
             run.backlog.wait(lambda: run.phase != "working")
@@ -209,6 +213,7 @@ class DeadlineHandler(GraphCallbackHandler):
                 ledger.keep(run_id, length)
             else:
                 ledger.book(run_id, used, length)
+        _call_ended(run_id, lambda call: call.answered(response))
 
     def on_llm_error(self, error: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Give back what the model did not use for certain, and forget the run."""
@@ -220,18 +225,21 @@ class DeadlineHandler(GraphCallbackHandler):
                 ledger.release(run_id)
             else:
                 ledger.keep(run_id, length)
+        _call_ended(run_id, lambda call: call.failed(error, kwargs.get("response")))
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Forget the run."""
         self._ended(run_id)
         if (ledger := _ledger_here()) is not None:
             ledger.keep(run_id)
+        _call_ended(run_id)
 
     def on_tool_error(self, error: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Forget the run."""
         self._ended(run_id)
         if (ledger := _ledger_here()) is not None:
             ledger.keep(run_id)
+        _call_ended(run_id, lambda call: call.failed(error, None))
 
     def on_retriever_end(self, documents: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Forget the run."""
@@ -271,7 +279,47 @@ def _charge(call: Call, run_id: UUID) -> None:
     run, scope = run_here(), current.get()
     if run is None or scope is None:
         return
-    cause = run.charge(call, scope, run_id)
+    cause = charge(run, call, scope, run_id)
     if cause is not None:
         step = scope.step
         raise run.error(step=step.name if step is not None else None, cause=cause)
+
+
+def _model_started(
+    given: Any, serialized: Any, event: dict[str, Any], run_id: UUID
+) -> None:
+    """Charge a model call, and note that it was started."""
+    run = run_here()
+    if run is None:
+        return
+    weighs = run.ledger is not None and run.ledger.weighs
+    call = model_call(given, serialized, event, weighs=weighs)
+    if run.ledger is not None:
+        _charge(call, run_id)
+    if run.journal is not None:
+        name = call.model or str(event.get("name") or "model")
+        provider = (event.get("metadata") or {}).get("ls_provider")
+        seen = SeenCall(name, "model", current.get(), given, provider)
+        run.journal.call_started(run_id, seen)
+
+
+def _tool_started(name: str, run_id: UUID) -> None:
+    """Note that a tool call was started, unless it is a step already."""
+    run, scope = run_here(), current.get()
+    if run is None or run.journal is None or scope is None:
+        return
+    if scope.step is not None and scope.step.kind == "tool":
+        scope.step.attempts += 1  # one that is called again is retried
+    else:
+        run.journal.call_started(run_id, SeenCall(name, "tool", scope))
+
+
+def _call_ended(run_id: UUID, tell: Callable[[SeenCall], None] | None = None) -> None:
+    """Note the end of a call, after `tell` has told it how it ended."""
+    run = run_here()
+    if run is None or run.journal is None:
+        return
+    call = run.journal.call(run_id)
+    if call is not None and tell is not None:
+        tell(call)
+    run.journal.call_ended(run_id)

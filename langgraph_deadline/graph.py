@@ -25,6 +25,7 @@ from ._fallback import Fallback, fallback_name, with_node
 from ._runnables import bounded_function, bounded_runnable
 from ._tool_call import OnCut
 from .deadline import shown
+from .events import Observer, checked
 from .models import bounded_model
 from .policy import coerce
 from .tools import bounded_tool, options_of
@@ -46,6 +47,7 @@ class StateGraph(LangGraphStateGraph[StateT, ContextT, InputT, OutputT]):
         *,
         deadline: Budget | None = None,
         fallback: Fallback | None = None,
+        observers: Sequence[Observer] = (),
         **kwargs: Any,
     ) -> BoundedStateGraph[StateT, ContextT, InputT, OutputT]:
         """Compile the graph, with a budget for each of its runs.
@@ -56,12 +58,16 @@ class StateGraph(LangGraphStateGraph[StateT, ContextT, InputT, OutputT]):
                 for none, then each call may have its own.
             fallback: What answers when time is up: a node's name, or a callable or
                 Runnable, which becomes a node.
+            observers: Who is told what happens in its runs: callables that get an
+                event (see `langgraph_deadline.events`).
             **kwargs: LangGraph's other arguments.
 
         Raises:
             ValueError: If `deadline` or `fallback` cannot be used; names the argument.
+            TypeError: If an observer cannot be called.
         """
         policy = coerce(deadline)
+        told = checked(observers)
         builder: Any = self
         if fallback is not None:
             name = fallback_name(fallback, self.nodes)
@@ -70,7 +76,7 @@ class StateGraph(LangGraphStateGraph[StateT, ContextT, InputT, OutputT]):
             fallback = name
         compiled = LangGraphStateGraph.compile(builder, checkpointer, **kwargs)
         graph: BoundedStateGraph[StateT, ContextT, InputT, OutputT]
-        graph = bounded(compiled, policy, fallback)
+        graph = bounded(compiled, policy, fallback, told)
         return graph
 
 
@@ -79,7 +85,11 @@ class StateGraph(LangGraphStateGraph[StateT, ContextT, InputT, OutputT]):
 
 @overload
 def with_deadline(
-    x: G, deadline: Budget | None = None, *, fallback: Fallback | None = None
+    x: G,
+    deadline: Budget | None = None,
+    *,
+    fallback: Fallback | None = None,
+    observers: Sequence[Observer] = (),
 ) -> G: ...
 
 
@@ -139,7 +149,8 @@ def with_deadline(x: Any, *args: Any, **options: Any) -> Any:
             tool or a list of tools, a chat model, any other Runnable, or a function.
         *args: `deadline` of a graph, as in `StateGraph.compile`; `seconds` of anything
             else: the most that one call may take, if less is not left anyway.
-        **options: Of a graph `fallback`, as in `StateGraph.compile`. Of anything else
+        **options: Of a graph `fallback` and `observers`, as in `StateGraph.compile`. Of
+            anything else
             `needs`: the seconds without which a call is not started. Of a tool
             `on_exceeded` (answer with a `"message"` to the model, or `"raise"`),
             `on_cut` (a compensation, called with the tool call) and
@@ -183,9 +194,13 @@ def _kind_of(x: Any) -> tuple[str, Callable[..., Any]]:
 
 
 def _graph(
-    x: Any, deadline: Budget | None = None, *, fallback: Fallback | None = None
+    x: Any,
+    deadline: Budget | None = None,
+    *,
+    fallback: Fallback | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Any:
-    return bounded(x, coerce(deadline), fallback)
+    return bounded(x, coerce(deadline), fallback, checked(observers))
 
 
 def _tool(

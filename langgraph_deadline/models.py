@@ -10,8 +10,10 @@ import asyncio
 import functools
 import math
 from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
+from uuid import UUID
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
@@ -20,6 +22,7 @@ from pydantic import PrivateAttr
 
 from . import _clock
 from ._calls import NO_LIMIT, CallLimit, call_async, call_sync, threaded
+from ._cut import Step
 from ._langchain import (
     answers_async,
     streams,
@@ -29,7 +32,7 @@ from ._langchain import (
 from ._pace import Pace
 from ._partial import CompleteOnly, Partial, empty_answer
 from ._runnables import class_of, retry_in_time
-from ._scope import check, remaining
+from ._scope import check, current, remaining
 from ._streams import stream_async, stream_sync
 from ._vendors import (
     asks_for_usage,
@@ -72,6 +75,36 @@ class BoundedModel(BaseChatModel):
         """Return what the model was wrapped with."""
         return self._deadline_options
 
+    # A stream inside is not told which call it is a part of.
+
+    def _generate_with_cache(
+        self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        """Answer as a whole, streamed or not."""
+        token = _calling.set(getattr(run_manager, "run_id", None))
+        whole: Any = super()
+        try:
+            answer: ChatResult = whole._generate_with_cache(
+                messages, stop, run_manager, **kwargs
+            )
+        finally:
+            _calling.reset(token)
+        return answer
+
+    async def _agenerate_with_cache(
+        self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        """Answer as a whole, streamed or not."""
+        token = _calling.set(getattr(run_manager, "run_id", None))
+        whole: Any = super()
+        try:
+            answer: ChatResult = await whole._agenerate_with_cache(
+                messages, stop, run_manager, **kwargs
+            )
+        finally:
+            _calling.reset(token)
+        return answer
+
     def _generate(
         self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
@@ -82,7 +115,7 @@ class BoundedModel(BaseChatModel):
         body = functools.partial(self._attempts, answer, kwargs)
         try:
             result: ChatResult = call_sync(
-                self.get_name(), "model", options.limit, body
+                self.get_name(), "model", options.limit, body, _known
             )
         except DeadlineExceeded as error:
             return self._without_answer(error)
@@ -104,7 +137,7 @@ class BoundedModel(BaseChatModel):
             body = functools.partial(self._aattempts, aanswer, kwargs)
         try:
             result: ChatResult = await call_async(
-                self.get_name(), "model", options.limit, body
+                self.get_name(), "model", options.limit, body, _known
             )
         except DeadlineExceeded as error:
             return self._without_answer(error)
@@ -125,7 +158,7 @@ class BoundedModel(BaseChatModel):
                 return answer(**self._within(kwargs))
             except Exception as error:  # noqa: BLE001 - raised, unless retried in time
                 _clock.sleep(self._pause(error, attempt))
-            attempt += 1
+            attempt = self._next(attempt)
 
     async def _aattempts(self, answer: Any, kwargs: dict[str, Any]) -> Any:
         attempt = 0
@@ -136,7 +169,14 @@ class BoundedModel(BaseChatModel):
             except Exception as error:  # noqa: BLE001 - raised, unless retried in time
                 pause = self._pause(error, attempt)
             await asyncio.sleep(pause)
-            attempt += 1
+            attempt = self._next(attempt)
+
+    def _next(self, attempt: int) -> int:
+        """Return the number of the next attempt, after noting that there is one."""
+        scope = current.get()
+        if scope is not None and scope.step is not None:
+            scope.step.attempts = attempt + 2
+        return attempt + 1
 
     def _wait_for_rate(self) -> None:
         if self._deadline_options.rate_limiter is not None:
@@ -231,7 +271,7 @@ class StreamingModel(BoundedModel):
         options = self._deadline_options
         open_stream = functools.partial(super()._stream, messages, stop, run_manager)
         make = functools.partial(self._chunks, open_stream, kwargs)
-        chunks = stream_sync(self.get_name(), "model", options.limit, make)
+        chunks = stream_sync(self.get_name(), "model", options.limit, make, _known)
         if options.on_exceeded == "raise":
             yield from chunks
             return
@@ -257,7 +297,7 @@ class StreamingModel(BoundedModel):
         else:
             opened = functools.partial(super()._astream, messages, stop, run_manager)
             make = functools.partial(self._achunks, opened, kwargs)
-        chunks = stream_async(self.get_name(), "model", options.limit, make)
+        chunks = stream_async(self.get_name(), "model", options.limit, make, _known)
         if options.on_exceeded == "raise":
             async for chunk in chunks:
                 yield chunk
@@ -293,7 +333,7 @@ class StreamingModel(BoundedModel):
             else:
                 timing.ended()
                 return
-            attempt += 1
+            attempt = self._next(attempt)
 
     async def _achunks(
         self, open_stream: Any, kwargs: dict[str, Any]
@@ -315,7 +355,17 @@ class StreamingModel(BoundedModel):
                 timing.ended()
                 return
             await asyncio.sleep(pause)
-            attempt += 1
+            attempt = self._next(attempt)
+
+
+_calling: ContextVar[UUID | None] = ContextVar("langgraph_deadline_call", default=None)
+"""The call that is being made, by the id that callbacks know it by."""
+
+
+def _known(step: Step) -> None:
+    """Tell the journal that `step` is the call that callbacks told it of."""
+    if step.run.journal is not None:
+        step.run.journal.guarded(_calling.get(), step)
 
 
 class _Timing:

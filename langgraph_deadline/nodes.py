@@ -40,8 +40,16 @@ from ._run import Run, run_here
 from ._scope import remaining
 from ._sequence import Parts, Result, async_parts_of, instead_of, parts_of
 from ._tasks import ONE_ATTEMPT
-from ._verdict import Verdict, caught, check_retry, decide, end_of, failure_of
-from .errors import DeadlineExceeded
+from ._verdict import (
+    Verdict,
+    caught,
+    check_retry,
+    decide,
+    end_of,
+    failed,
+    failure_of,
+)
+from .errors import DeadlineExceeded, plain
 from .policy import StepBudget
 
 _NO_LIMIT = StepBudget()
@@ -271,6 +279,9 @@ class GuardedNode(Runnable[Any, Any]):
             raise
         except DeadlineExceeded as exceeded:
             error = caught(run, step, exceeded)
+        except Exception as failure:
+            failed(step, failure)
+            raise
         finally:
             run.leave(step)
         handled = self._node.error_handler_node is not None
@@ -321,6 +332,9 @@ class GuardedNode(Runnable[Any, Any]):
             raise
         except DeadlineExceeded as exceeded:
             error = caught(run, step, exceeded)
+        except Exception as failure:
+            failed(step, failure)
+            raise
         finally:
             run.leave(step)
         handled = self._node.error_handler_node is not None
@@ -382,7 +396,8 @@ class GuardedNode(Runnable[Any, Any]):
         with step.writing:  # a straggler that is just writing finishes, then never more
             writes_of(config).clear()
         if verdict == "fail":
-            raise error or failure_of(run, step)
+            error = error or failure_of(run, step)
+            raise error if run.implicit else plain(error)
         if verdict == "raise":
             raise end_of(run, step)
         kept = value if self.name == START else result.kept()
@@ -502,6 +517,7 @@ class _Attempt:
     def _begin(self) -> None:
         self._result.start()
         self._result.step.counts = None
+        self._result.step.attempts += 1
         self._writes.clear()
 
     def _failed(self, error: Exception, config: RunnableConfig) -> None:

@@ -126,6 +126,10 @@ class DeadlinePolicy(_Frozen):
     enforce: bool = True
     """`False` only records what would have been cut."""
 
+    stream_events: bool = False
+    """Whether `stream_mode="custom"` also yields the run's events, as dictionaries with
+    the key `event`."""
+
     @field_validator("reserve", mode="before")
     @classmethod
     def _check_reserve(cls, value: Any) -> Any:

@@ -9,8 +9,11 @@ from typing import Any, TypedDict
 
 import pytest
 from harness import ALL, ASYNC, SYNC, How, drive, took
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START
+from langgraph.graph import END, START, MessagesState
+from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.runtime import Runtime
 from langgraph.types import RetryPolicy
 
@@ -467,3 +470,52 @@ def test_c9_a_resume_after_stopped_retries_begins_at_the_first_attempt(
     driven = drive(graph, None, how, config, virtual=True)
     assert driven.values == {"log": "attempt 2"}
     assert len(attempts) == 2
+
+
+@pytest.mark.parametrize("how", ALL)
+@pytest.mark.parametrize("mode", ["raise", "return"])
+def test_c8_a_retry_that_does_not_fit_leaves_no_tool_call_open(
+    how: How, mode: Any
+) -> None:
+    """The run was cut by it: the thread's next input finds every call answered."""
+
+    @tool
+    def flaky(x: int) -> str:
+        """Fail."""
+        msg = "not now"
+        raise ConnectionError(msg)
+
+    def ask(state: MessagesState) -> Any:
+        if isinstance(state["messages"][-1], HumanMessage) and not tried:
+            tried.append(1)
+            call = {"name": "flaky", "args": {"x": 1}, "id": "1"}
+            return {"messages": [AIMessage("", tool_calls=[call])]}  # type: ignore[list-item]
+        return {"messages": [AIMessage("done")]}
+
+    tried: list[int] = []
+    builder = StateGraph(MessagesState)
+    builder.add_node("ask", ask)
+    retry = RetryPolicy(max_attempts=5, initial_interval=50, jitter=False)
+    tools = ToolNode([flaky], handle_tool_errors=False)
+    builder.add_node("tools", tools, retry_policy=retry)
+    builder.add_edge(START, "ask")
+    builder.add_conditional_edges("ask", tools_condition)
+    builder.add_edge("tools", "ask")
+    policy = DeadlinePolicy(seconds=20, on_exceeded=mode)
+    graph = builder.compile(deadline=policy, checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    first = drive(graph, {"messages": [HumanMessage("a")]}, how, config)
+    assert first.report.outcome == "deadline"
+    if mode == "raise":
+        assert isinstance(first.error, DeadlineExceeded)
+        assert isinstance(first.error.__cause__, ConnectionError)
+    second = drive(graph, {"messages": [HumanMessage("b")]}, how, config)
+    assert second.error is None
+    kinds = [type(message).__name__ for message in second.values["messages"]]
+    assert kinds == [
+        "HumanMessage",
+        "AIMessage",
+        "ToolMessage",
+        "HumanMessage",
+        "AIMessage",
+    ]

@@ -135,7 +135,7 @@ def test_c12_many_sync_runs_leave_no_thread() -> None:
         graph.invoke({})
         list(graph.stream({}))
     assert our_threads() == []
-    assert runs_alive() == 0
+    assert runs_alive() <= 1  # the last one, of which a report may be asked for
 
 
 @pytest.mark.parametrize("how", ASYNC)

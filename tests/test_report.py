@@ -15,6 +15,9 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 from harness import ALL, ASYNC, SYNC, How, adrive, drive, napper
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langgraph.graph import START
 from langgraph.types import Send, interrupt
 
@@ -26,8 +29,10 @@ from langgraph_deadline import (
     StateGraph,
     StepBudget,
     collect_runs,
+    with_deadline,
 )
-from langgraph_deadline.report import StepReport, Straggler, collectors
+from langgraph_deadline.report import StepReport, Straggler
+from langgraph_deadline.runs import collectors
 from langgraph_deadline.testing import VirtualClock, run_virtual
 
 
@@ -533,3 +538,192 @@ def test_the_error_of_a_run_agrees_with_its_report() -> None:
     assert driven.error.cause == driven.report.cause
     assert driven.error.budget == driven.report.budget == 2
     assert driven.report.elapsed == driven.elapsed == 2
+
+
+# What models used.
+
+
+def asking(model: Any, how: How) -> Any:
+    """Return a node that asks `model`, as `how` needs it."""
+
+    def ask(state: State) -> State:
+        return {"log": [str(model.invoke("What is tea?").content)]}
+
+    async def aask(state: State) -> State:
+        return {"log": [str((await model.ainvoke("What is tea?")).content)]}
+
+    return ask if how in SYNC else aask
+
+
+class Slow(BaseChatModel):
+    """Answers as a whole, after `seconds`, and says what it used."""
+
+    seconds: float = 0.0
+
+    @property
+    def _llm_type(self) -> str:
+        return "slow"
+
+    def _result(self) -> ChatResult:
+        usage: Any = {"input_tokens": 9, "output_tokens": 40, "total_tokens": 49}
+        message = AIMessage("x" * 160, usage_metadata=usage)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        time.sleep(self.seconds)
+        return self._result()
+
+    async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        await asyncio.sleep(self.seconds)
+        return self._result()
+
+
+class Streaming(Slow):
+    """Streams a character each tenth of its time, and tells its usage at the end."""
+
+    async def _astream(self, *args: Any, **kwargs: Any) -> Any:
+        for _ in range(10):
+            await asyncio.sleep(self.seconds / 10)
+            yield ChatGenerationChunk(message=AIMessageChunk("abcd"))
+
+
+@pytest.mark.parametrize("how", ALL)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_tokens_that_a_model_tells_are_known(how: How, wrapped: bool) -> None:
+    """None of them came after a cut; a wrapped model is one step, not two."""
+    model: Any = with_deadline(Slow(), 20) if wrapped else Slow()
+    report = drive(chain(asking(model, how), deadline=30), {}, how).report
+    (call,) = report.model_calls
+    assert call.tokens is not None
+    assert (call.tokens.input.count, call.tokens.input.basis) == (9, "known")
+    assert (call.tokens.output.count, call.tokens.output.basis) == (40, "known")
+    assert (call.tokens.after_cut.count, call.tokens.after_cut.basis) == (0, "known")
+    assert call.parent == 0
+    assert call.limit == (20 if wrapped else None)
+    assert report.usage is not None
+    assert report.usage.model_calls == 1
+    assert (report.usage.input_tokens, report.usage.output_tokens) == (9, 40)
+
+
+@pytest.mark.parametrize("how", ASYNC)
+def test_tokens_of_a_call_that_was_cancelled_are_absent(how: How) -> None:
+    """Nobody knows what its provider went on to generate; the prompt is estimated."""
+    graph = chain(asking(Slow(seconds=20), how), deadline=5, fallback=degrade)
+    report = drive(graph, {}, how, virtual=True).report
+    (call,) = report.model_calls
+    assert (call.cause, call.cut_at) == ("deadline", pytest.approx(4))
+    assert call.tokens is not None
+    assert call.tokens.input.basis == "estimated"
+    assert (call.tokens.output.count, call.tokens.output.basis) == (None, "absent")
+    assert (call.tokens.after_cut.count, call.tokens.after_cut.basis) == (
+        None,
+        "absent",
+    )
+    assert report.usage is not None
+    assert report.usage.unreported == 1
+
+
+@pytest.mark.parametrize("how", ASYNC)
+def test_tokens_of_a_stream_that_was_cut_are_estimated(how: How) -> None:
+    """By what had come; nothing came after the cut."""
+    model = with_deadline(Streaming(seconds=10))  # or else it is not asked to stream
+    graph = chain(asking(model, how), deadline=5, fallback=degrade)
+    report = drive(graph, {}, how, virtual=True).report
+    (call,) = report.model_calls
+    assert call.tokens is not None
+    assert call.tokens.output.basis == "estimated"
+    assert call.tokens.output.count in (3, 4)  # four seconds of one token each
+    assert (call.tokens.after_cut.count, call.tokens.after_cut.basis) == (
+        0,
+        "estimated",
+    )
+
+
+@pytest.mark.realtime
+@pytest.mark.parametrize("how", SYNC)
+def test_what_a_straggler_used_is_filled_in_when_it_is_told(how: How) -> None:
+    """A part of it was generated after the cut."""
+    graph = chain(asking(Slow(seconds=1), how), deadline=0.4)
+    report = drive(graph, {}, how).report
+    (call,) = report.model_calls
+    assert call.tokens is not None
+    assert call.tokens.output.basis == "absent"
+    until = time.monotonic() + 5
+    while call.tokens.output.basis == "absent" and time.monotonic() < until:
+        time.sleep(0.02)
+    assert (call.tokens.output.count, call.tokens.output.basis) == (40, "known")
+    assert call.tokens.after_cut.basis == "estimated"
+    assert call.tokens.after_cut.count is not None
+    assert 0 < call.tokens.after_cut.count < 40
+
+
+# What each step had.
+
+
+@pytest.mark.parametrize("how", ASYNC)
+def test_a_step_has_its_limit_its_window_and_its_share(how: How) -> None:
+    """And says in which step it was."""
+    steps = {"a": StepBudget(seconds=4, needs=1), "b": StepBudget(needs=2)}
+    inner = chain(napper(how, 1))
+    graph = chain(
+        napper(how, 2), inner, deadline=DeadlinePolicy(seconds=10, steps=steps)
+    )
+    report = drive(graph, {}, how, virtual=True).report
+    a, b, nested = report.steps
+    assert (a.limit, a.window, a.share) == (4, 1, pytest.approx(0.2))
+    assert (b.limit, b.window, b.parent) == (None, 2, None)
+    assert (nested.name, nested.parent) == ("a", 1)
+    assert report.depth(nested) == 1
+    assert (nested.start, nested.end) == (pytest.approx(2), pytest.approx(3))
+
+
+@pytest.mark.parametrize("how", ASYNC)
+def test_cancellations_are_counted_as_asked_and_as_obeyed(how: How) -> None:
+    """One that swallows its own has not obeyed."""
+
+    async def swallows(state: State) -> State:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(60)
+        return {}
+
+    builder = StateGraph(State)
+    for name, node in (("good", napper(how, 60)), ("bad", swallows)):
+        builder.add_node(name, node)
+        builder.add_edge(START, name)
+    report = drive(builder.compile(deadline=5), {}, how, virtual=True).report
+    assert report.cancellations.asked == 2
+    assert report.cancellations.obeyed == 1
+    (straggler,) = report.stragglers
+    assert straggler.step is not None
+    assert report.steps[straggler.step].name == "bad"
+
+
+@pytest.mark.parametrize("how", ASYNC)
+def test_a_run_inside_a_run_says_so_and_is_in_both_reports(how: How) -> None:
+    """With a deadline of its own it has a report of its own."""
+    inner = chain(napper(how, 1), deadline=5)
+    driven = drive(chain(inner, deadline=30), {}, how, virtual=True)
+    nested, outer = driven.reports
+    assert nested.parent == outer.id
+    assert [step.name for step in nested.steps] == ["a"]
+    assert [(step.name, step.parent) for step in outer.steps] == [("a", None), ("a", 0)]
+
+
+@pytest.mark.parametrize("how", ASYNC)
+def test_a_wrapped_model_that_is_streamed_from_is_one_step(how: How) -> None:
+    """Two at the same time are two."""
+    model = with_deadline(Streaming(seconds=2))
+
+    async def ask(state: State) -> State:
+        async def read() -> int:
+            return len([chunk async for chunk in model.astream("What is tea?")])
+
+        return {"log": [str(n) for n in await asyncio.gather(read(), read())]}
+
+    report = drive(chain(ask, deadline=30), {}, how, virtual=True).report
+    assert [(s.name, s.kind, s.parent) for s in report.steps] == [
+        ("a", "node", None),
+        ("Streaming", "model", 0),
+        ("Streaming", "model", 0),
+    ]

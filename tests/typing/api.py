@@ -42,6 +42,7 @@ from langgraph_deadline import (
     shield,
     with_deadline,
 )
+from langgraph_deadline.runs import Runs
 
 
 class State(TypedDict, total=False):
@@ -190,7 +191,8 @@ with shield(1), detach():
 # Reports and errors.
 
 with collect_runs() as runs:
-    assert_type(runs, list[RunReport])
+    assert_type(runs, Runs)
+    assert_type(runs[0], RunReport)
 for report in runs:
     assert_type(report.budget, float | None)
     assert_type(report.elapsed, float)
