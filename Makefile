@@ -11,7 +11,8 @@ BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test coverage lint format bench conformance notebooks postgres clean
+.PHONY: help demo test coverage lint format docs notebooks conformance postgres clean \
+	bench faults load peers headlines range
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -38,6 +39,24 @@ format: $(VENV)/.with-lint ## put the sources into shape
 
 bench: $(VENV)/.with-demo ## what it costs, side by side with plain LangGraph
 	$(BIN)/python -m benchmarks $(ARGS)
+
+faults: $(VENV)/.with-test ## the catalogue of faults, and random ones (5 minutes)
+	$(BIN)/python -m benchmarks.faults $(ARGS)
+
+peers: $(VENV)/.with-demo ## the same work and faults under other deadlines (20 minutes)
+	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+load: $(VENV)/.with-bench ## crowds with faults, an hour of runs, a web service
+	$(BIN)/python -m benchmarks.load $(ARGS)
+
+headlines: $(VENV)/.with-bench ## the headlines of the field, in virtual time
+	$(BIN)/python -m benchmarks.headlines $(ARGS)
+
+range: ## the tests on all Pythons, loops and LangGraphs that are supported (1 hour)
+	$(PYTHON) -m benchmarks.range $(ARGS)
+
+docs: $(VENV)/.with-docs ## the site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 conformance: $(VENV)/.with-demo ## LangGraph's own tests against our StateGraph
 	$(BIN)/python -m conformance $(ARGS)
