@@ -23,6 +23,7 @@ import langgraph_deadline
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DESIGN = ROOT / "docs" / "design.md"
+LIMITS = ROOT / "docs" / "limits.md"
 BARS = ROOT / "benchmarks" / "results" / "bars.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
@@ -97,7 +98,7 @@ def test_every_python_block_runs(page: Path, tmp_path: Path) -> None:
         encoding="utf-8",
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1"},
-        timeout=60,
+        timeout=150,
         check=False,
     )
     assert done.returncode == 0, f"{named(page)}\n{done.stdout}{done.stderr}"
@@ -139,6 +140,20 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_every_limit_names_a_test_that_is_there() -> None:
+    """What breaks is shown, not only said: each entry has a test."""
+    text = LIMITS.read_text(encoding="utf-8")
+    tests = "\n".join(
+        path.read_text(encoding="utf-8") for path in ROOT.glob("tests/test_*.py")
+    )
+    there = set(re.findall(r"^(?:async )?def (test_\w+)", tests, re.MULTILINE))
+    named_there = set(re.findall(r"`(test_\w+)`", text))
+    assert named_there - there == set()
+    entries = re.split(r"^\* ", text, flags=re.MULTILINE)[1:]
+    silent = [entry for entry in entries if not re.search(r"`(?:tests/)?test_", entry)]
+    assert silent == []
 
 
 def test_the_readme_shows_every_public_name() -> None:
