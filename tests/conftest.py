@@ -1,4 +1,4 @@
-"""Fixtures for servers that the tests start themselves."""
+"""Fixtures for servers that the tests start themselves; the loop they run on."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loops import use_chosen_loop
+
+
+def pytest_configure() -> None:
+    """Use the event loop that the environment asks for."""
+    use_chosen_loop()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

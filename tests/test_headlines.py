@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks import table
 from benchmarks.headlines import abandoned, ceiling, hops, retries
-from benchmarks.headlines.sheet import Sheet, text, write
+from benchmarks.sheet import Sheet, text, write
 
 
 def test_retries_are_64_and_81_without_a_limit_and_none_is_late_with_a_deadline() -> (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from . import abandoned, ceiling, command, hops, retries
+from .. import command
+from . import abandoned, ceiling, hops, retries
 
 HEADLINES = {
     "retries": retries.measure,

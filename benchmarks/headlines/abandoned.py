@@ -19,8 +19,8 @@ from langgraph_deadline import DeadlineExceeded, RunControl, _clock, with_deadli
 from langgraph_deadline import StateGraph as BoundedGraph
 from langgraph_deadline.testing import run_virtual
 
+from ..sheet import Sheet, Value
 from .provider import Provider, ProviderModel
-from .sheet import Sheet, Value
 
 CALLS = {"plan": 60, "draft": 300, "review": 120}
 """The nodes in their order, and how many tokens the model says in each."""

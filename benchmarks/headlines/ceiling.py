@@ -22,7 +22,7 @@ from langgraph_deadline import (
 from langgraph_deadline import StateGraph as BoundedGraph
 from langgraph_deadline.testing import run_virtual
 
-from .sheet import Sheet, Value
+from ..sheet import Sheet, Value
 from .virtual import Ended, ended, latency, percentile, share
 
 CEILING = 45.0

@@ -17,7 +17,7 @@ from langgraph_deadline import DeadlinePolicy, _clock
 from langgraph_deadline import StateGraph as BoundedGraph
 from langgraph_deadline.testing import run_virtual
 
-from .sheet import Sheet, Value
+from ..sheet import Sheet, Value
 from .virtual import Ended, correlated, ended, latency, percentile, share
 
 HOPS = 5

@@ -21,7 +21,7 @@ from langgraph_deadline import StateGraph as BoundedGraph
 from langgraph_deadline import _clock
 from langgraph_deadline.testing import run_virtual
 
-from .sheet import Sheet, Value
+from ..sheet import Sheet, Value
 from .virtual import Ended, ended
 
 BUDGET = 10.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..headlines import command
+from .. import command
 from . import async_crowd, service, soak, sync_crowd
 
 LOADS = {

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..graphs import RESERVE, cut_after
-from ..headlines.sheet import Sheet
 from ..measure import OURS, Sampler, Samples, interleaved
+from ..sheet import Sheet
 from .faults import Ward, adegrade, graph_of, input_of, second_graph
 from .figures import Ended, Seen, faulty, sheet
 

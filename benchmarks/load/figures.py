@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..headlines.sheet import Sheet, Value
 from ..measure import OURS, Samples, ratio
+from ..sheet import Sheet, Value
 from .faults import FAULTS, Kind, kind_of
 
 

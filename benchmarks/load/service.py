@@ -25,8 +25,8 @@ from starlette.routing import Route
 from langgraph_deadline import DeadlinePolicy, with_deadline
 from langgraph_deadline import StateGraph as BoundedGraph
 
-from ..headlines.sheet import Sheet, Value
 from ..measure import OURS, PLAIN
+from ..sheet import Sheet, Value
 from .model_server import GAP, HttpModel, Served, model_app
 from .witness import PARTS, RunSeen, Witness
 

@@ -21,8 +21,8 @@ from langgraph_deadline import DeadlineExceeded, RunControl
 from langgraph_deadline import StateGraph as BoundedGraph
 from langgraph_deadline.testing import run_virtual
 
-from ..headlines.sheet import Sheet, Value
 from ..measure import OURS, PLAIN
+from ..sheet import Sheet, Value
 
 HOUR = 3_600.0
 WINDOW = 36.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..table import summary
+from .table import summary
 
 Value = str | float | None
 

@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from .. import table
-from . import sheet
+from . import sheet, table
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parent / "results"
 
 Measure = Callable[[bool], list[sheet.Sheet]]
 """Returns the tables of one experiment; the argument says whether to be quick."""

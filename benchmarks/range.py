@@ -1,0 +1,135 @@
+"""The tests on every Python, event loop and LangGraph that is supported.
+
+`make range`: each in an environment of its own, one after the other. Needs the Pythons
+(as `pythonX.Y`, or from pyenv); one that is not there is a row that says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import sheet, table
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+LONGEST = 3600
+"""What one environment may take (in seconds)."""
+
+QUICK = "tests/test_c*.py tests/test_langgraph_internals.py tests/test_streams.py"
+"""What depends most on Python, on the event loop and on LangGraph."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One environment, and the event loop that the tests use in it."""
+
+    name: str
+    python: str
+    pin: str = ""
+    loop: str = ""
+
+
+PLACES = (
+    Place("Python 3.11, newest LangGraph", "3.11"),
+    Place("Python 3.12, newest LangGraph", "3.12"),
+    Place("Python 3.13, newest LangGraph", "3.13"),
+    Place("Python 3.11, oldest LangGraph", "3.11", pin="langgraph==1.2.0"),
+    Place("Python 3.11, uvloop", "3.11", pin="uvloop", loop="uvloop"),
+    Place("Python 3.13, uvloop", "3.13", pin="uvloop", loop="uvloop"),
+    Place("Python 3.12, eager tasks", "3.12", loop="eager"),
+    Place("Python 3.13, eager tasks", "3.13", loop="eager"),
+)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.range")
+    names = [place.name for place in PLACES]
+    parser.add_argument("--only", action="append", choices=names, metavar="NAME")
+    parser.add_argument("--quick", action="store_true", help="the contract's tests")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def interpreter(version: str) -> str | None:
+    """Return the path of a Python, `None` where it is not installed."""
+    if f"{sys.version_info.major}.{sys.version_info.minor}" == version:
+        return sys.executable
+    if (found := shutil.which(f"python{version}")) is not None:
+        return found
+    home = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found_there = sorted(home.glob(f"{version}.*/bin/python"))
+    return str(found_there[-1]) if found_there else None
+
+
+def tested(place: Place, *, quick: bool) -> dict[str, sheet.Value]:
+    """Run the tests in `place` and return its row."""
+    python = interpreter(place.python)
+    if python is None:
+        return _row(place, "not run: no such Python here", None)
+    environment = "-".join(filter(None, [place.python, place.pin, place.loop]))
+    command = [
+        "make",
+        "test",
+        f"PYTHON={python}",
+        f"PIN={place.pin}",
+        f"VENV=.venv-range-{environment}",
+        f"ARGS=-q -p no:cacheprovider {QUICK if quick else ''}",
+    ]
+    began = time.monotonic()
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "LANGGRAPH_DEADLINE_LOOP": place.loop},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LONGEST,
+        check=False,
+    )
+    for line in _failures(done.stdout):
+        print(f"  {line}", file=sys.stderr)
+    last = (done.stdout.strip() or done.stderr.strip() or "nothing").splitlines()[-1]
+    said = re.sub(r"^=+ | in [\d.]+s.*$| =+$", "", last)
+    return _row(place, said, time.monotonic() - began)
+
+
+def _failures(text: str) -> Iterator[str]:
+    return (line for line in text.splitlines() if line.startswith(("FAILED", "ERROR")))
+
+
+def _row(place: Place, said: str, took: float | None) -> dict[str, sheet.Value]:
+    return {"where": place.name, "tests": said, "seconds": took}
+
+
+ABOUT = """The whole suite, unless the command says `--quick`: then the tests of the
+contract, of streams and of LangGraph's internals. *uvloop*: every loop that is not in
+virtual time. *Eager tasks*: `asyncio.eager_task_factory` on every loop."""
+
+
+def main(chosen: Sequence[Place], *, quick: bool, folder: Path) -> int:
+    rows: list[dict[str, sheet.Value]] = []
+    for place in chosen:
+        print(f"{place.name} ...", file=sys.stderr, flush=True)
+        rows.append(tested(place, quick=quick))
+        print(f"  {rows[-1]['tests']}", file=sys.stderr)
+    columns = {"where": "", "tests": "", "seconds": ".0f"}
+    sheets = [sheet.Sheet("Where the tests run", ABOUT, columns, rows)]
+    facts = table.facts(" ".join(["python -m benchmarks.range", *sys.argv[1:]]))
+    print(sheet.text(sheets, facts))
+    sheet.write("range", "The range", sheets, facts, folder)
+    return 1 if any("failed" in str(row["tests"]) for row in rows) else 0
+
+
+if __name__ == "__main__":
+    args = arguments()
+    places = [p for p in PLACES if args.only is None or p.name in args.only]
+    sys.exit(main(places, quick=args.quick, folder=args.output))
