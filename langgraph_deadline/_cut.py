@@ -75,6 +75,7 @@ class Step(Scope, ABC):
         "refused",
         "shadow",
         "superstep",
+        "told",
         "waits",
         "writing",
     )
@@ -97,7 +98,7 @@ class Step(Scope, ABC):
         self.cut_at = 0.0
         self.waits = 0.0
         self.had_nested = False
-        self.late = False
+        self.late = self.told = False
         self.counts: dict[Any, int] | None = None
         # For the report.
         self.number = self.attempts = 0

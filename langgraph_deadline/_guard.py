@@ -76,7 +76,7 @@ def run_sync(
         if not job.done and step.cut is None and step.at <= _clock.now():
             _expire(run, step)
     if step.cut is None:
-        if job.done and job.ended <= step.at + _LATE:
+        if job.done and job.ended <= step.at + _LATE and not step.told:
             return job.take()
         _expire(run, step)
     if not job.done:
@@ -145,6 +145,8 @@ async def run_async(
         return None
     # Here the task has ended: it settles the step in its very last act.
     _note_blocked_loop(run, step)
+    if step.cut is None and step.told:
+        _expire(run, step)
     if step.kind in _CALLS and step.in_time():
         step.cut = None
     if step.cut is None:

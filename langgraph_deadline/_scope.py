@@ -73,6 +73,16 @@ class Scope:
             scope = scope.parent
         return None
 
+    def tell(self) -> None:
+        """Note that code in here was told that its time is up.
+
+        Whatever it makes of that: what it returns from now on is too late.
+        """
+        binding = self.binding
+        step = self.step
+        if step is not None and type(binding) is not Scope:  # a user's block is its own
+            step.told = True
+
     def exceeded(
         self, remaining: float, needed: float | None, cut: Cause | None
     ) -> DeadlineExceeded:
@@ -134,6 +144,8 @@ def check(needs: float | timedelta = 0.0) -> None:
     if left <= 0 or left < needed:
         error = scope.binding.exceeded(left, needed, cut)
         error.scope = scope.binding
+        if left <= 0:
+            scope.tell()
         try:
             raise error
         finally:

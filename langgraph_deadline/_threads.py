@@ -129,11 +129,11 @@ class Pool:
         That is, unless it ends within `patience()` seconds.
         """
         loop = asyncio.get_running_loop()
-        arrived = loop.create_future()
+        arrivals = [loop.create_future()]  # a cancelled one cannot be waited for again
 
         def settle() -> None:
-            if not arrived.done():
-                arrived.set_result(None)
+            if not arrivals[-1].done():
+                arrivals[-1].set_result(None)
 
         def notify() -> None:
             if not loop.is_closed():
@@ -141,10 +141,11 @@ class Pool:
 
         job = self.start(context, fn, notify)
         try:
-            await arrived
+            await arrivals[0]
         except asyncio.CancelledError:
+            arrivals.append(loop.create_future())
             if not job.done and (moment := patience()) > 0:
-                await asyncio.wait({arrived}, timeout=moment)
+                await asyncio.wait({arrivals[-1]}, timeout=moment)
             if not job.done:
                 on_late(job)
             raise

@@ -89,6 +89,7 @@ class DeadlineHandler(GraphCallbackHandler):
             return
         error = scope.binding.exceeded(scope.at - _clock.now(), None, cut)
         error.scope = scope.binding
+        scope.tell()
         error.add_note(f"Refused: {what}")
         raise error
 
