@@ -19,6 +19,7 @@ import pytest
 from test_layers import BESIDE, LAYERS
 
 import langgraph_deadline
+from benchmarks import quote
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -187,6 +188,11 @@ def test_the_costs_in_the_readme_are_the_measured_ones() -> None:
     missed = [row for row in measured if row[-1] == "FAIL"]
     assert [row for row in missed if row not in quoted] == [], "quote these as well"
     assert lines[0].split(" by ")[0] in README.read_text(encoding="utf-8")
+
+
+def test_the_page_of_proof_quotes_the_results() -> None:
+    """Word for word; `python -m benchmarks.quote` quotes them anew."""
+    assert quote.PROOF.read_text(encoding="utf-8") == quote.proof()
 
 
 def test_the_layers_in_the_design_are_the_ones_that_are_held() -> None:
