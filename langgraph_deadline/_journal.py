@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Iterator
 from threading import Lock
+from types import BuiltinMethodType, MethodType
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -105,7 +106,7 @@ class Journal:
         told = (*observers(), *more)
         if around is not None:
             told = (*around.observers(), *told)
-        self._observers: tuple[Observer, ...] = tuple(dict.fromkeys(told))
+        self._observers = _distinct(told)
         self._told_start = False
         # Lists once there is something: most runs in flight have little to tell.
         self.steps: list[Step | SeenCall] | tuple[()] = ()
@@ -359,6 +360,25 @@ class Journal:
                     observer,
                     type(event).__name__,
                 )
+
+
+def _distinct(observers: tuple[Observer, ...]) -> tuple[Observer, ...]:
+    """Return each observer once; two are the same if they are one object.
+
+    A method is another object each time it is looked up, and equal all the same.
+    """
+    found: list[Observer] = []
+    for observer in observers:
+        if isinstance(observer, _METHODS):
+            known = observer in found
+        else:
+            known = any(observer is other for other in found)
+        if not known:
+            found.append(observer)
+    return tuple(found)
+
+
+_METHODS = (MethodType, BuiltinMethodType)
 
 
 def steps_around(step: Step | SeenCall) -> Iterator[Step]:

@@ -398,6 +398,21 @@ def test_one_observer_given_twice_is_told_once() -> None:
     assert kinds(seen).count("RunStarted") == 1
 
 
+def test_observers_that_are_equal_are_not_the_same() -> None:
+    """Nor have they to be hashable."""
+
+    @dataclasses.dataclass
+    class Counting:
+        seen: int = 0
+
+        def __call__(self, event: Event) -> None:
+            self.seen += 1
+
+    first, second = Counting(), Counting()
+    chain(quick, deadline=30, observers=[first, second, first]).invoke({})
+    assert first.seen == second.seen == 4
+
+
 def test_observers_come_with_with_deadline_and_stay_with_copies() -> None:
     """Those given before stay."""
     first: list[Event] = []
