@@ -336,8 +336,12 @@ class AsyncStep(Step):
         loop = asyncio.get_running_loop()
         self.timer = loop.call_later(max(seconds, 0.0), action)
 
-    def _interrupt(self) -> None:
+    def interrupt(self) -> None:
+        """Ask the work to stop, of a step that was cut already."""
         self._in_loop(self._interrupt_here)
+
+    def _interrupt(self) -> None:
+        self.interrupt()
 
     def _in_loop(self, action: Callable[[], None]) -> None:
         """Call `action` in the step's loop: a cut may come from any thread."""

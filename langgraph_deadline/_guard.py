@@ -117,15 +117,9 @@ async def run_async(
     Raises:
         BaseException: What `body` raises, unless the step was cut.
     """
-    loop = asyncio.get_running_loop()
-    step.settled = loop.create_future()
-    task = step.task = loop.create_task(
-        _settling(step, body), context=context or context_for(step)
-    )
-    if step.limit is not None:
-        step.later(step.at - _clock.now(), step.expire)
+    task, settled = _begin(step, body, context or context_for(step))
     try:
-        await step.settled
+        await settled
     except asyncio.CancelledError as cancelled:
         await _join(step, task, cancelled)
         if not task.done():
@@ -154,6 +148,20 @@ async def run_async(
     if not task.cancelled():
         task.exception()  # seen: the cut is what counts
     return None
+
+
+def _begin(
+    step: AsyncStep, body: Coroutine[Any, Any, Any], context: Context
+) -> tuple[asyncio.Task[Any], asyncio.Future[None]]:
+    """Return the task of a step, and what is settled when it is waited for no more."""
+    loop = asyncio.get_running_loop()
+    settled = step.settled = loop.create_future()
+    task = step.task = loop.create_task(_settling(step, body), context=context)
+    if step.cut is not None:
+        step.interrupt()  # before there was a task: an eager one begins at once
+    elif step.limit is not None:
+        step.later(step.at - _clock.now(), step.expire)
+    return task, settled
 
 
 _CALLS = ("tool", "model", "call")
