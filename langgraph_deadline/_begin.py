@@ -179,10 +179,16 @@ def with_graph_handler(
         callbacks = callbacks.copy()
         if ATTACHED not in callbacks.handlers:
             callbacks.handlers.insert(0, ATTACHED)
+    elif not callbacks:
+        callbacks = _NO_OTHERS
     else:
-        listed: list[Any] = list(callbacks or ())
+        listed: list[Any] = list(callbacks)
         callbacks = CallbackManager([ATTACHED, *listed], listed)
     return {**(config or {}), "callbacks": callbacks}
+
+
+_NO_OTHERS = CallbackManager([ATTACHED], [])
+"""Shared by all runs without callbacks: LangChain copies what it finds in a config."""
 
 
 def _resumes(input: Any, config: RunnableConfig | None) -> bool:

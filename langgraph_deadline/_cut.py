@@ -298,7 +298,7 @@ _PASSES = 20
 class AsyncStep(Step):
     """A step whose body is a task, with a guard waiting for it in another."""
 
-    __slots__ = ("asked", "returned_at", "returned_first", "settled", "task", "timer")
+    __slots__ = ("asked", "returned_at", "settled", "task", "timer")
 
     def __init__(
         self, parent: Scope, name: str, kind: StepKind, superstep: int, grace: float
@@ -306,7 +306,6 @@ class AsyncStep(Step):
         super().__init__(parent, name, kind, superstep, grace)
         self.asked = False
         self.returned_at = math.inf
-        self.returned_first = False
         self.task: asyncio.Task[Any] | None = None
         self.settled: asyncio.Future[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -316,12 +315,12 @@ class AsyncStep(Step):
 
         Its guard may come late to that, where something else blocks the event loop.
         """
-        return self.returned_first and self.returned_at <= self.at
+        return self.returned_at <= self.at
 
     def returns(self) -> None:
-        """Note that the body has ended."""
-        self.returned_at = _clock.now()
-        self.returned_first = self.cut is None
+        """Note that the body has ended, and when, unless it was cut before."""
+        if self.cut is None:
+            self.returned_at = _clock.now()
         self.settle()
 
     def settle(self, _: object = None) -> None:
