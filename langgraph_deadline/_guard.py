@@ -8,6 +8,7 @@ with the body's result or error if it was not cut.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import Any
@@ -156,6 +157,7 @@ def _begin(
     """Return the task of a step, and what is settled when it is waited for no more."""
     loop = asyncio.get_running_loop()
     settled = step.settled = loop.create_future()
+    step.returned_at = math.inf  # a stream's step has a task for each item
     task = step.task = loop.create_task(_settling(step, body), context=context)
     if step.cut is not None:
         step.interrupt()  # before there was a task: an eager one begins at once
