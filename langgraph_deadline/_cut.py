@@ -213,10 +213,10 @@ class Step(Scope, ABC):
             self.cut = cause
             for run in self.nested:
                 run.cut(cause)
-            self._interrupt()
+            self.interrupt()
 
     @abstractmethod
-    def _interrupt(self) -> None:
+    def interrupt(self) -> None:
         """Ask the work to stop, and see to it that its guard does not wait long."""
 
     def overrun(self) -> float:
@@ -254,7 +254,8 @@ class SyncStep(Step):
             return self.longest_hold() + grace
         return max(self.longest_hold(), grace)
 
-    def _interrupt(self) -> None:
+    def interrupt(self) -> None:
+        """Wake the guard."""
         self.bell.ring()  # a thread cannot be interrupted, only be waited for less
 
     def _released(self) -> None:
@@ -338,9 +339,6 @@ class AsyncStep(Step):
     def interrupt(self) -> None:
         """Ask the work to stop, of a step that was cut already."""
         self._in_loop(self._interrupt_here)
-
-    def _interrupt(self) -> None:
-        self.interrupt()
 
     def _in_loop(self, action: Callable[[], None]) -> None:
         """Call `action` in the step's loop: a cut may come from any thread."""

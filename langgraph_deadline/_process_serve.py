@@ -99,7 +99,9 @@ def _call(kind: Kind, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return asyncio.run(body(*args, **kwargs))
     try:
         return hook(body)(*args, **kwargs)
-    except NotImplementedError:  # how tools say that they are async only
+    except NotImplementedError:
+        # LangChain's way to say that a tool is async only, if it is: one without async
+        # code of its own has raised it for a reason of its own.
         if hook(type(body), "_arun") is hook(BaseTool, "_arun"):
             raise
     return asyncio.run(hook(body, "_arun")(*args, **kwargs))

@@ -140,13 +140,12 @@ def parsed(where: str, text: str) -> Iterable[RunReport]:
         whole = json.loads(text)
     except json.JSONDecodeError as error:
         return _lines(where, text, error)
-    listed = whole if isinstance(whole, list) else [whole]
-    if not listed:
-        msg = f"{where} is an empty list: it holds no reports"
-        raise ValueError(msg)
     if not isinstance(whole, list):
         return [_report(where, whole)]
-    return [_report(f"{where}, entry {n}", data) for n, data in enumerate(listed, 1)]
+    if not whole:
+        msg = f"{where} is an empty list: it holds no reports"
+        raise ValueError(msg)
+    return [_report(f"{where}, entry {n}", data) for n, data in enumerate(whole, 1)]
 
 
 def _lines(where: str, text: str, whole: json.JSONDecodeError) -> list[RunReport]:
