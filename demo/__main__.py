@@ -21,7 +21,6 @@ from .agent import (
 )
 from .library import build_index, build_tools
 from .service import SlowService
-from .timeline import leftovers, timeline
 
 INPUTS: Any = {"messages": [("user", QUESTION)]}
 
@@ -57,7 +56,7 @@ def main() -> None:
 
 
 def show(title: str, run: Callable[[], Any], service: SlowService) -> None:
-    """Run the graph; print its answer, its timeline and what was cut."""
+    """Run the graph; print its answer and its report."""
     print(f"\n{title}\n{'-' * len(title)}")
     with collect_runs() as runs:
         result = run()
@@ -65,13 +64,10 @@ def show(title: str, run: Callable[[], Any], service: SlowService) -> None:
     for line in result["messages"][-1].text.splitlines():
         print(_wrap(line))
     print()
-    chart = "\n".join(timeline(report))  # before the report learns what happens next
     visit = service.last_visit()
     time.sleep(0.1)  # for what was given up to learn that the service has answered
-    print(chart)
-    for line in leftovers(report):
-        print(f"  {line}")
-    print(f"  the service saw: {visit}")
+    print(textwrap.indent(str(report), "  "))
+    print(f"  The service saw: {visit}")
 
 
 def _wrap(line: str) -> str:
