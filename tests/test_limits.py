@@ -1603,3 +1603,22 @@ def test_the_next_input_on_a_thread_has_the_limits_anew(how: How) -> None:
     for turn in (1, 2):
         driven = drive(graph, {}, how, config)
         assert driven.values["log"] == ["work: word", "work: word", "end"] * turn
+
+
+@pytest.mark.parametrize("how", ALL)
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_is_used_is_the_same_with_limits_and_without(how: How, cut: bool) -> None:
+    """Limits count it in their books, reports without them by what was noted."""
+    used: list[Any] = []
+    for limits in (None, Limits(steps=99, model_calls=99, tool_calls=99, tokens=10**9)):
+        model = Scripted(max_tokens=20)
+        nodes = [(name, asks(how, model, name)) for name in "ab"]
+        policy = DeadlinePolicy(seconds=30, limits=limits)
+        control = RunControl()
+        if cut:
+            control.cancel()
+        graph = sequence(*nodes).compile(deadline=policy, fallback=says("degraded"))
+        driven = drive(graph, {}, how, control=control)
+        assert driven.error is None
+        used.append(driven.report.usage.model_dump())  # type: ignore[union-attr]
+    assert used[0] == used[1]
