@@ -72,6 +72,7 @@ class Step(Scope, ABC):
         "needs",
         "nested",
         "number",
+        "reached",
         "refused",
         "shadow",
         "superstep",
@@ -110,6 +111,7 @@ class Step(Scope, ABC):
         self.holds: tuple[float, ...] = ()
         self.writing: AbstractContextManager[Any] = _NOTHING_TO_WAIT_FOR
         self.nested: tuple[Cuttable, ...] = ()
+        self.reached: Any = None  # the channels of a run inside that could not end
 
     @property
     def step(self) -> Any:

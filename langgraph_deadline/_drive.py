@@ -57,7 +57,20 @@ class _Ended:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        finish(self._run, error)
+        run = self._run
+        if error is not None and run.implicit:
+            _keep_what_was_reached(run)
+        finish(run, error)
+
+
+def _keep_what_was_reached(run: Run) -> None:
+    """Leave the state of a run inside to its step, which was cut: it cannot end.
+
+    Its engine failed, or was cancelled, in a checkpointer for instance.
+    """
+    step = run.scope.parent.step if run.scope.parent is not None else None
+    if step is not None and step.cut is not None and run.mode == "return":
+        step.reached = run.channels
 
 
 def drive_sync(run: Run, call: Callable[[], Any], late: Late) -> Any:

@@ -86,13 +86,15 @@ class Result:
 class Parts:
     """A node's runnables: those of its body, then its writers."""
 
-    __slots__ = ("answers", "last", "proc")
+    __slots__ = ("answers", "last", "output", "proc")
 
     def __init__(
         self, like: Any, body: Runnable[Any, Any], writers: Sequence[Any]
     ) -> None:
         """Make a sequence `like` the node's own, with its name and trace policy."""
         self.answers: Callable[..., Any] | None = getattr(body, "answers", None)
+        # What a subgraph returns.
+        self.output: Any = getattr(body, "output_channels", None)
         steps = [*_flat(body), *writers]
         if isinstance(like, RunnableSeq) and len(steps) > 1:
             self.proc: Any = copy.copy(like)

@@ -27,6 +27,7 @@ from ._langgraph import (
     as_runnable,
     attempt_of,
     channels_of,
+    read_channels,
     route_channel,
     run_with_retry,
     superstep_of,
@@ -402,7 +403,7 @@ class GuardedNode(Runnable[Any, Any]):
             raise end_of(run, step)
         kept = value if self.name == START else result.kept()
         if kept is MISSING:
-            kept = self._answers(value, result)
+            kept = self._instead(step, value, result)
         if kept is not MISSING:
             self._keep(kept, config)
         writes: list[tuple[str, Any]] = [(RECORD_KEY, CUT)]
@@ -413,12 +414,19 @@ class GuardedNode(Runnable[Any, Any]):
         writes_of(config).extend(writes)
         return None if kept is MISSING else kept
 
-    def _answers(self, value: Any, result: Result) -> Any:
-        """Return what is written for tool calls that a cut left without an answer."""
+    def _instead(self, step: Step, value: Any, result: Result) -> Any:
+        """Return what is written for a body that a cut left without a result.
+
+        Tool calls get an answer. A subgraph whose engine could not end, in a
+        checkpointer for instance, has its state all the same.
+        """
         parts: Parts = self.__dict__.get("_async_parts") or self._parts
-        if parts.answers is None:
+        if parts.answers is not None:
+            return parts.answers(value, started=result.began)
+        channels, step.reached = step.reached or _stuck_inside(step), None
+        if parts.output is None or channels is None:
             return MISSING
-        return parts.answers(value, started=result.began)
+        return read_channels(channels, parts.output)
 
     def _keep(self, value: Any, config: RunnableConfig) -> None:
         """Write the state update of a body that finished, and none of its edges."""
@@ -474,6 +482,12 @@ class GuardedNode(Runnable[Any, Any]):
             writes.append((RECORD_KEY, CLEAR))
         if writes:
             writes_of(config).extend(writes)
+
+
+def _stuck_inside(step: Step) -> Any:
+    """Return the channels of the run that a step still waited for when given up."""
+    runs = [run for run in step.nested if isinstance(run, Run)]
+    return runs[0].channels if len(runs) == 1 and not runs[0].active else None
 
 
 class _Attempt:

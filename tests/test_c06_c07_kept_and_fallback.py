@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import pytest
 from harness import ALL, ASYNC, SYNC, Driven, How, State, Trial
@@ -31,6 +31,33 @@ from langgraph_deadline._run import Run
 
 GRACE = 0.25
 THREAD: Any = {"configurable": {"thread_id": "1"}}
+
+
+class FaultyInside(InMemorySaver):
+    """A checkpointer that cannot save what is inside a node that hangs."""
+
+    def __init__(self, trial: Trial, fault: Literal["hang", "fail"]) -> None:
+        super().__init__()
+        self.trial = trial
+        self.fault = fault
+
+    def fails(self, config: Any) -> bool:
+        """Return whether this is a subgraph's, and it is time to fail."""
+        inside = bool(config["configurable"].get("checkpoint_ns"))
+        if inside and "hang" in self.trial.started and self.fault == "fail":
+            msg = "the disk is full"
+            raise OSError(msg)
+        return inside and "hang" in self.trial.started
+
+    def put(self, config: Any, *args: Any) -> Any:
+        if self.fails(config):
+            self.trial.released.wait(10)
+        return super().put(config, *args)
+
+    async def aput(self, config: Any, *args: Any) -> Any:
+        while self.fails(config) and not self.trial.released.is_set():
+            await asyncio.sleep(20)
+        return super().put(config, *args)
 
 
 def chain(trial: Trial, *nodes: Any, schema: Any = State) -> Any:
@@ -174,6 +201,31 @@ def test_c6_finished_work_and_the_fallback_arrive_as_updates(how: How) -> None:
         if update is not None
     ]
     assert shown == [(name, {"log": [name]}) for name in ("one", "beside", "degrade")]
+
+
+@pytest.mark.parametrize("fault", ["hang", "fail"])
+@pytest.mark.parametrize("how", ALL)
+def test_c6_a_subgraph_that_cannot_save_hands_over_what_it_reached(
+    how: How, fault: Literal["hang", "fail"]
+) -> None:
+    """Its engine cannot end, but its node has the state of the last superstep."""
+    trial = Trial(how)
+    inner = PlainStateGraph(State)
+    inner.add_node("part", trial.quick("part"))
+    inner.add_node("hang", trial.hang("hang"))
+    inner.add_edge(START, "part")
+    inner.add_edge("part", "hang")
+    saver = FaultyInside(trial, fault)
+    graph = trial.compile(
+        chain(trial, "first", ("bad", inner.compile()), "last"),
+        "fallback",
+        checkpointer=saver,
+    )
+    driven = trial.drive(graph, config=THREAD)
+    assert driven.error is None
+    assert driven.report.outcome == "deadline"
+    assert driven.values["log"] == ["first", "first", "part", "degrade"]
+    assert graph.get_state(THREAD).values == driven.values
 
 
 # C7: one fallback.

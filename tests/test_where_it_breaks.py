@@ -6,15 +6,18 @@ If a test fails here because something works after all: move the sentence.
 from __future__ import annotations
 
 import asyncio
+import operator
 import sqlite3
 import threading
 import time
 from contextlib import suppress
+from datetime import timedelta
 from typing import Annotated, Any, TypedDict
 
 import pytest
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_store
 from langgraph.graph import START, MessagesState
 from langgraph.graph import StateGraph as LangGraphStateGraph
@@ -23,6 +26,7 @@ from langgraph.store.memory import InMemoryStore
 
 from langgraph_deadline import (
     DeadlineExceeded,
+    DeadlinePolicy,
     StateGraph,
     _clock,
     collect_runs,
@@ -50,6 +54,51 @@ def test_a_reducer_of_an_async_run_blocks_the_loop() -> None:
         run_virtual(graph.ainvoke({"count": 0}), clock=clock)
     assert clock.monotonic() - 1000 == 100
     assert runs[0].elapsed == pytest.approx(100)
+
+
+def test_a_graph_called_in_a_function_that_cannot_save_hands_nothing_over() -> None:
+    """What the function would have made of it is not known; a node's own graph is."""
+
+    class State(TypedDict, total=False):
+        log: Annotated[list[str], operator.add]
+
+    def adding(name: str) -> Any:
+        async def node(state: State) -> State:
+            if name == "hang":
+                await asyncio.sleep(3600)
+            return {"log": [name]}
+
+        return node
+
+    class Stuck(InMemorySaver):
+        async def aput(self, config: Any, *args: Any) -> Any:
+            inside = config["configurable"]["checkpoint_ns"]
+            if inside and _clock.now() - began >= 30:
+                await asyncio.sleep(3600)
+            return super().put(config, *args)
+
+    inner = StateGraph(State)
+    inner.add_sequence([("part", adding("part")), ("hang", adding("hang"))])
+    inner.add_edge(START, "part")
+    inside: Any = inner.compile()
+    config: Any = {"configurable": {"thread_id": "1"}}
+
+    async def called(state: State) -> Any:
+        return await inside.ainvoke({"log": []})
+
+    async def main(outer: Any) -> Any:
+        nonlocal began
+        began = _clock.now()
+        builder = StateGraph(State).add_node("outer", outer)
+        builder.add_node("degrade", adding("degrade")).add_edge(START, "outer")
+        policy = DeadlinePolicy(seconds=40, reserve=timedelta(seconds=10))
+        saver = Stuck()
+        graph = builder.compile(saver, deadline=policy, fallback="degrade")
+        return await graph.ainvoke({"log": []}, config)
+
+    began = 0.0
+    assert run_virtual(main(called))["log"] == ["degrade"]
+    assert run_virtual(main(inside))["log"] == ["part", "degrade"]
 
 
 @pytest.mark.realtime

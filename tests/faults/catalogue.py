@@ -164,12 +164,7 @@ IMPOSSIBLE = {
     for cell in every_combination()
     if (reason := cell.reason_against) is not None
 }
-KNOWN = {
-    ("checkpointer slow", "subgraph"): "a subgraph whose checkpointer hangs hands "
-    "nothing over: nested runs are driven inline, and nobody reads their channels",
-    ("checkpointer failing", "subgraph"): "a subgraph whose checkpointer fails while "
-    "it is being cut raises that error, and hands nothing over",
-}
+KNOWN: dict[tuple[str, str], str] = {}
 """Cells that fail, by fault and place, with the diagnosis."""
 
 
