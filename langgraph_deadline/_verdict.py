@@ -136,9 +136,28 @@ def _window_of(run: Run, step: Step) -> dict[str, Any]:
     }
 
 
+def _without_fallback(run: Run, step: Step, error: DeadlineExceeded) -> RunCut:
+    """Return the error of a run whose fallback needs more than there is."""
+    left = max(run.deadline - step.began, 0.0)
+    happened = str(run.error()).partition(". ")[0]
+    return RunCut(
+        f"{happened}, and its fallback {step.name!r} was not started: it needs "
+        f"{step.needs:g} s and {left:.3g} s are left. Raise `reserve`, or lower the "
+        "fallback's `needs`",
+        cause=error.cause,
+        step=step.name,
+        budget=error.budget,
+        elapsed=error.elapsed,
+        remaining=left,
+        needed=step.needs,
+    )
+
+
 def end_of(run: Run, step: Step) -> DeadlineExceeded:
     """Return the error that ends `run` because of `step`."""
     error = run.error(step=step.name)
+    if step.cut == "window" and step.name == run.fallback:
+        return _without_fallback(run, step, error)
     if error.cause == "step" and step.limit is not None:
         return RunCut(
             cause="step",

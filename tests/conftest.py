@@ -6,6 +6,7 @@ import getpass
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -18,8 +19,11 @@ from loops import use_chosen_loop
 
 
 def pytest_configure() -> None:
-    """Use the event loop that the environment asks for."""
+    """Use the event loop that the environment asks for, and hear Ctrl-C."""
     use_chosen_loop()
+    # A shell has what it starts in the background ignore it, and so would our children.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -305,6 +305,35 @@ def test_c7_a_fallback_of_every_kind_runs_once(how: How, kind: str) -> None:
 
 
 @pytest.mark.parametrize("how", ALL)
+def test_c7_a_fallback_at_work_as_an_ordinary_node_goes_on_with_all_that_is_inside(
+    how: How,
+) -> None:
+    """It is spared by the cut, and so is the call that it waits for."""
+    trial = Trial(how)
+
+    def ask(question: str) -> str:
+        time.sleep(trial.work + 0.3)
+        return question
+
+    async def aask(question: str) -> str:
+        await asyncio.sleep(trial.work + 0.3)
+        return question
+
+    def degrade(state: State) -> State:
+        return {"log": [with_deadline(ask, 100)("answer")]}
+
+    async def adegrade(state: State) -> State:
+        return {"log": [await with_deadline(aask, 100)("answer")]}
+
+    builder = chain(trial, ("degrade", degrade if how in SYNC else adegrade))
+    driven = trial.drive(trial.compile(builder, "fallback"))
+    assert driven.error is None
+    assert driven.values["log"] == ["answer"]
+    assert trial.work + 0.3 - 1e-6 <= driven.elapsed < trial.end
+    assert [step.cause for step in driven.report.steps] == [None, None]
+
+
+@pytest.mark.parametrize("how", ALL)
 def test_c7_only_the_fallback_and_what_it_leads_to_run_in_the_reserve(
     how: How,
 ) -> None:
@@ -983,6 +1012,9 @@ def test_c7_the_window_of_the_fallback_is_the_reserve(how: How) -> None:
     policy = trial.reserved.model_copy(update={"steps": {"degrade": budget}})
     driven = trial.drive(builder.compile(deadline=policy, fallback="degrade"))
     assert type(driven.error) is DeadlineExceeded
+    assert driven.error.cause == "deadline"
+    assert "fallback 'degrade' was not started: it needs 50 s" in str(driven.error)
+    assert "Raise `reserve`" in str(driven.error)
     assert "degrade" not in trial.started
 
 

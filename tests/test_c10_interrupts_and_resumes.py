@@ -23,6 +23,7 @@ from harness import ALL, ASYNC, SYNC, Driven, How, adrive, drive
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.func import entrypoint, task
 from langgraph.graph import START
 from langgraph.types import Command, interrupt
@@ -1105,6 +1106,36 @@ def test_c10_a_run_is_resumed_from_a_database(
         bench.clock.advance(5)
     assert bench.left[0] == {"active": 26, "wall": 21, "restart": 30}[clock]
     assert driven.report.outcome == "completed"
+
+
+@pytest.mark.realtime
+@pytest.mark.parametrize("entry", ["graph", "entrypoint"])
+def test_c10_an_async_database_tells_what_a_call_had_asked_for(
+    entry: str, tmp_path: Path
+) -> None:
+    """Also after the state was edited: then the record is in the checkpoint before."""
+    left: list[float] = []
+
+    async def ask(state: Any) -> Any:
+        left.append(remaining())
+        return {"log": [interrupt("?")]}
+
+    async def main() -> Any:
+        path = str(tmp_path / "threads.sqlite")
+        async with AsyncSqliteSaver.from_conn_string(path) as saver:
+            config: Any = {"configurable": {"thread_id": "1"}}
+            if entry == "entrypoint":
+                graph = with_deadline(entrypoint(checkpointer=saver)(ask), 3000)
+            else:
+                builder = StateGraph(State).add_node(ask).add_edge(START, "ask")
+                graph = builder.compile(saver, deadline=3000)
+            await graph.ainvoke({"log": []}, config, deadline=60)
+            if entry == "graph":
+                await graph.aupdate_state(config, {"log": ["edited"]}, as_node=START)
+            return await graph.ainvoke(RESUME, config)
+
+    assert asyncio.run(main())["log"][-1] == "yes"
+    assert [0 < seconds <= 60 for seconds in left] == [True, True]
 
 
 @dataclass

@@ -292,6 +292,26 @@ def test_options_that_do_not_fit_are_named(options: Any, said: str) -> None:
     assert said in sentence(run("graph", *options))
 
 
+def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    binary, other = tmp_path / "input.json", tmp_path / "agent.txt"
+    binary.write_bytes(b"\xff")
+    other.write_text("graph = 1\n")
+    said = sentence(run("graph", "-d", 1, "-i", f"@{binary}"))
+    assert said == f"--input: {binary} is no text"
+    said = sentence(call("run", f"{other}:graph", "-d", 1))
+    assert said == f"{other} is no Python file: its name has to end in .py"
+    said = sentence(call("report", tmp_path, "--html", tmp_path))
+    assert said == f"{tmp_path} cannot be written: it is a folder"
+
+
+def test_the_page_of_a_run_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "run.html"
+    done = run("graph", "-d", 30, "--html", page)
+    assert done.exit_code == 0, done.stderr
+    assert "<svg" in page.read_text(encoding="utf-8")
+
+
 def test_stdin_that_is_no_text_is_named() -> None:
     for arguments in (("run", f"{AGENT}:graph", "-d", 1, "-i", "-"), ("report", "-")):
         done = call(*arguments, stdin=b"\xff")

@@ -307,6 +307,17 @@ def test_a_refused_request_is_tried_again_by_us(chat: Chat, how: How) -> None:
     assert [request.sdk_retries for request in server.requests] == [0, 0]
 
 
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+def test_what_its_owner_does_not_stream_is_tried_again_as_well(
+    chat: Chat, how: How
+) -> None:
+    with Provider(Status(503), Tokens(2)) as server:
+        called = call(with_deadline(chat(server, streaming=False), 10), how)
+    assert called.message.text == "t0 t1 "
+    assert [request.sdk_retries for request in server.requests] == [0, 0]
+    assert [request.stream for request in server.requests] == [False, False]
+
+
 def test_no_more_attempts_than_the_model_has_retries(
     vendor: str, chat: Chat, how: How
 ) -> None:
@@ -391,6 +402,16 @@ def test_a_window_that_is_not_there_is_no_request(chat: Chat, how: How) -> None:
     assert called.error.cause == "window"
     assert called.error.needed == 10
     assert called.elapsed < 1
+    assert server.requests == []
+
+
+def test_time_for_no_token_is_no_window(chat: Chat, how: How) -> None:
+    with Provider(Tokens(2)) as server, fail_after(5):
+        model = with_deadline(chat(server), tokens_per_second=1, time_to_first_token=10)
+        called = call(model, how)
+    assert isinstance(called.error, DeadlineExceeded)
+    assert called.error.cause == "window"
+    assert called.error.needed == 10
     assert server.requests == []
 
 
