@@ -83,10 +83,10 @@ def begin(
         controlled=stoppable,
     )
     run.asked_budget = policy.seconds if own else None
-    run.new_input = not _resumes(input, config)
-    run.one_superstep = START not in graph.nodes
+    run.saved.new_input = not _resumes(input, config)
+    run.saved.one_superstep = START not in graph.nodes
     lent = CONFIG_KEY_CHECKPOINTER in ((config or {}).get(CONF) or {})
-    run.may_be_noted = lent or graph.checkpointer is not None
+    run.saved.possible = lent or graph.checkpointer is not None
     around: Run | None = parent.run if parent is not None else None
     if around is not None:
         run.custom_stream = around.custom_stream
@@ -117,7 +117,7 @@ def _begin_nested(graph: Any, parent: Scope) -> Run:
         implicit=True,
         controlled=parent.run.guarded,
     )
-    run.reset = parent.run.reset
+    run.saved.reset = parent.run.saved.reset
     run.custom_stream = parent.run.custom_stream
     run.backlog = parent.run.backlog
     _enter(run, parent)
@@ -233,7 +233,7 @@ class attached:  # noqa: N801 - a context manager, used as one
 
     def __enter__(self) -> None:
         run = self._run
-        if run.new_input and not run.implicit and run.journal is not None:
+        if run.saved.new_input and not run.implicit and run.journal is not None:
             run.journal.started()  # else once its checkpoint has been read
         if self._control is not None:
             self._control.attach(self._run)

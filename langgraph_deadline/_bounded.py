@@ -275,9 +275,11 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
             config, **kwargs
         )
         run = run_here()
-        if run is not None and (run.guarded or not (run.implicit or run.new_input)):
-            if run.saver is None and not isinstance(saver, bool):
-                run.saver = saver
+        if run is not None and (
+            run.guarded or not (run.implicit or run.saved.new_input)
+        ):
+            if run.saved.saver is None and not isinstance(saver, bool):
+                run.saved.saver = saver
             saver, store, cache = (
                 saver_view(saver),
                 store_view(store),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _clock
+from ._admission import admit_inside
 from ._cut import AsyncStep, Inside, Step, SyncStep
 from ._guard import in_thread, run_async, run_sync
 from ._run import Run, RunScope, run_here
@@ -151,7 +152,7 @@ def entered(
         if outer is not None:
             outer.entered(inside)
         try:
-            step.cut = step.cut or run.enter(step, limit.needs)
+            step.cut = step.cut or admit_inside(run, step, limit.needs)
             yield run, step
         except Exception as error:
             step.error = type(error).__name__

@@ -164,7 +164,7 @@ class DeferredBarrier(_Closing, NamedBarrierValueAfterFinish[Any]):
 def _defers(finished: bool) -> bool:
     run = run_here()
     if finished and run is not None:
-        run.deferring = True
+        run.saved.deferring = True
     return finished
 
 
@@ -245,8 +245,8 @@ class RecordChannel(BaseChannel[Any, Any, Any]):
     def finish(self) -> bool:
         """Forget the record of a run that comes to its own end."""
         run = run_here()
-        if run is not None and run.deferring:
-            run.deferring = False  # not its end yet: a deferred node comes
+        if run is not None and run.saved.deferring:
+            run.saved.deferring = False  # not its end yet: a deferred node comes
             return False
         if self.value is MISSING:
             return False

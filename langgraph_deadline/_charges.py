@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from langgraph.constants import START
 
 from ._cut import Step
-from ._journal import Journal
-from ._ledger import Book, Ledger
+from ._ledger import Book
+from ._run import Run
 from ._scope import Scope
 from ._usage import Call
 from .errors import Cause
-from .policy import DeadlinePolicy
 
 _STEP = Call("steps")
 
 
-class Payer(Protocol):
-    """What has to be known of a run that pays, and done to it."""
-
-    policy: DeadlinePolicy
-    ledger: Ledger | None
-    journal: Journal | None
-    phase: Any
-    scope: Any
-    touched: bool
-
-    def run_dry(self, cause: Cause, node: Step | None) -> None:
-        """Cut the run because of what `node` asked for."""
-        ...
-
-    def leads_from_fallback(self, step: Step) -> bool:
-        """Return whether `step` is what the fallback leads to."""
-        ...
-
-
-def charge(run: Payer, call: Call, scope: Scope, key: Any = None) -> Cause | None:
+def charge(run: Run, call: Call, scope: Scope, key: Any = None) -> Cause | None:
     """Reserve what `call` may use; return the limit that does not allow it.
 
     The run whose limit that is has been cut then. What a fallback uses is counted, and
@@ -63,13 +43,13 @@ def charge(run: Payer, call: Call, scope: Scope, key: Any = None) -> Cause | Non
     return None
 
 
-def charge_step(run: Payer, step: Step) -> Cause | None:
+def charge_step(run: Run, step: Step) -> Cause | None:
     """As `charge`, for a step of the run itself."""
     counts = step.kind in ("node", "task") and step.name != START
     return charge(run, _STEP, step) if counts else None
 
 
-def books_spared(run: Payer, scope: Scope) -> list[Book]:
+def books_spared(run: Run, scope: Scope) -> list[Book]:
     """Return the books whose limits do not stop what is done in `scope`."""
     return [
         book
@@ -78,9 +58,9 @@ def books_spared(run: Payer, scope: Scope) -> list[Book]:
     ]
 
 
-def _limiting(run: Payer) -> Iterator[tuple[Book, Payer]]:
+def _limiting(run: Run) -> Iterator[tuple[Book, Run]]:
     """Yield a run and those around it that have limits, with their books."""
-    payer: Payer | None = run
+    payer: Run | None = run
     while payer is not None:
         if payer.ledger is not None and payer.policy.limits is not None:
             yield payer.ledger.own, payer
@@ -88,7 +68,7 @@ def _limiting(run: Payer) -> Iterator[tuple[Book, Payer]]:
         payer = parent.run if parent is not None else None
 
 
-def _node_of(run: Payer, scope: Scope | None) -> Step | None:
+def _node_of(run: Run, scope: Scope | None) -> Step | None:
     """Return the outermost step of `run` that `scope` is in."""
     node: Step | None = None
     while scope is not None:
@@ -98,7 +78,7 @@ def _node_of(run: Payer, scope: Scope | None) -> Step | None:
     return node
 
 
-def _answers(run: Payer, scope: Scope) -> bool:
+def _answers(run: Run, scope: Scope) -> bool:
     """Return whether `scope` is in the run's fallback, or in what that leads to."""
     if run.phase != "falling back":
         return False

@@ -207,7 +207,7 @@ async def drive_async(
                 current.reset(token)
         engine = _Engine(run, engine_context(run))
         # A frame of its own for nothing is what a thousand waiting runs notice.
-        noted = partial(_anoted, run, call) if run.may_be_noted else call
+        noted = partial(_anoted, run, call) if run.saved.possible else call
         return await engine.take(noted, late)
 
 

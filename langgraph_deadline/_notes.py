@@ -12,7 +12,7 @@ from ._views import record_writes
 
 def _due(run: Run) -> tuple[Any, list[Any], str] | None:
     """Return what has to be written at the end of `run`, `None` for most runs."""
-    if run.saver is None or run.implicit:
+    if run.saved.saver is None or run.implicit:
         return None
     if run.interrupted:
         record = Record(
@@ -34,14 +34,14 @@ def note(run: Run) -> None:
     """Store the record of a run that was interrupted or cut."""
     due = _due(run)
     if due is not None:
-        run.saver.put_writes(*due)
+        run.saved.saver.put_writes(*due)
 
 
 async def note_async(run: Run) -> None:
     """Store the record of a run that was interrupted or cut."""
     due = _due(run)
     if due is not None:
-        await run.saver.aput_writes(*due)
+        await run.saved.saver.aput_writes(*due)
 
 
 def running_record(run: Run) -> Record:

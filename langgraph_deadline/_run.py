@@ -20,11 +20,11 @@ from uuid import uuid4
 from . import _clock
 from ._alarm import Alarm
 from ._backlog import Backlog
-from ._charges import charge_step
 from ._cut import Step
 from ._journal import Journal
 from ._ledger import Ledger
 from ._record import Record
+from ._saved import Saved
 from ._scope import Scope, current
 from ._stragglers import name_blockers
 from ._threads import Pool, running_loop
@@ -40,9 +40,6 @@ Phase = Literal["working", "falling back", "over"]
 
 _deciding = Lock()
 """Held for an instant by who takes a step that only one of several threads may take."""
-
-_CLOCK_SLACK = 1e-6
-"""Timers may come this much early; a deadline that close has come."""
 
 
 class RunScope(Scope):
@@ -91,7 +88,6 @@ class Run:
         "cut_step",
         "cut_superstep",
         "deadline",
-        "deferring",
         "drains",
         "fallback",
         "grace",
@@ -100,24 +96,15 @@ class Run:
         "journal",
         "last",
         "ledger",
-        "loaded",
-        "may_be_noted",
         "mode",
         "name",
-        "namespace",
-        "new_input",
         "nth",
         "on_change",
-        "one_superstep",
         "phase",
         "policy",
         "reserve",
-        "reset",
-        "resumed",
-        "saved_at",
-        "saver",
+        "saved",
         "scope",
-        "sequence",
         "spent",
         "started",
         "started_wall",
@@ -183,18 +170,7 @@ class Run:
         self.custom_stream = False
         self.backlog: Backlog | None = None
 
-        # What the checkpoint says, filled in when it is loaded.
-        self.new_input = True
-        self.loaded = False
-        self.reset = False
-        self.resumed: Record | None = None
-        self.saved_at: Any = None
-        self.saver: Any = None
-        self.namespace = ""
-        self.deferring = False
-        self.one_superstep = False
-        self.may_be_noted = True
-        self.sequence = 0
+        self.saved = Saved()
 
         # A run inside a step uses the threads of the run around it.
         self._shares = implicit and parent is not None
@@ -251,7 +227,7 @@ class Run:
 
     def resume(self, record: Record | None, spent: float) -> None:
         """Go on with what was left of a run that began before."""
-        self.resumed = record
+        self.saved.record = record
         self.spent = spent
         if record is not None and record.resumable:
             self.started_wall = record.started
@@ -304,62 +280,6 @@ class Run:
 
     # Steps.
 
-    def admit(self, step: Step, needs: float = 0.0) -> Cause | None:
-        """Enter `step` as active, or return why it must not start."""
-        cause = self._admit(step, needs)
-        step.needs = needs
-        if self.journal is not None:
-            self.journal.entered(step, cause)
-        return cause
-
-    def _admit(self, step: Step, needs: float) -> Cause | None:
-        # First registered, then checked: a cut first notes its cause and then goes
-        # through what is registered, so that one of the two sees the other.
-        self.active[step] = None
-        now = _clock.now()
-        cause: Cause = "deadline"
-        if self.phase == "working":
-            if not self.policy.enforce or now < self.work - _CLOCK_SLACK:
-                left = self.work - now
-                if left < needs and self.policy.enforce:
-                    return "window"
-                over = None if self.ledger is None else charge_step(self, step)
-                if over is None:
-                    return None
-                cause = over
-            if self.phase == "working":
-                self.cut(cause, step.name)
-        if self.phase == "falling back" and self.leads_from_fallback(step):
-            if self.deadline - now < needs:
-                self.end()
-                return "window"
-            if now < self.deadline - _CLOCK_SLACK:
-                self._drained()
-                step.extend(self.scope, self.policy.cancel_grace)
-                if step.name == self.fallback:
-                    step.kind = "fallback"
-                return None
-            self.end()
-        self.touched = True
-        return self.cause or cause
-
-    def enter(self, step: Step, needs: float = 0.0) -> Cause | None:
-        """Enter a step inside another one, or return why it must not start."""
-        self.active[step] = None  # before the check, as in `admit`
-        cause = self._refusal(step, needs)
-        step.needs = needs
-        if self.journal is not None:
-            self.journal.entered(step, cause)
-        return cause
-
-    def _refusal(self, step: Step, needs: float) -> Cause | None:
-        if (cause := step.cause_of_cut()) is not None:
-            return cause
-        left = step.at - _clock.now()
-        if left > _CLOCK_SLACK and left >= needs:
-            return None
-        return "window" if left > _CLOCK_SLACK else "deadline"
-
     def leads_from_fallback(self, step: Step) -> bool:
         """Return whether `step` is what the fallback leads to."""
         # The superstep of the cut is the last one with ordinary steps; the one after it
@@ -374,7 +294,7 @@ class Run:
         alone = node if node is not None and node.kind != "task" else None
         self.cut(cause, node.name if node is not None else None, alone)
 
-    def _drained(self) -> None:
+    def drained(self) -> None:
         """Note that nothing is active any more that was so when a limit was reached."""
         if self.drains:
             self.drains = False
@@ -598,7 +518,8 @@ class Run:
 
     def let_go(self) -> None:
         """Keep nothing alive: what is left of the run belongs to its stragglers."""
-        self.channels = self.saver = self.saved_at = self.on_change = self.last = None
+        self.channels = self.on_change = self.last = None
+        self.saved.saver = self.saved.config = None
         self.details()  # for what is told of stragglers
         self.scope = _ENDED
 

@@ -11,6 +11,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config
 from langgraph.types import RetryPolicy
 
+from ._admission import admit
 from ._cut import AsyncStep, Step, SyncStep
 from ._guard import in_thread, run_async, run_sync
 from ._langgraph import (
@@ -73,7 +74,7 @@ def _guarded(run: Run, caller: Step, body: _Body) -> Callable[..., Any]:
 
 def _run_sync(run: Run, step: SyncStep, body: _Body, args: Any, kwargs: Any) -> Any:
     try:
-        step.cut = run.admit(step)
+        step.cut = admit(run, step)
         if step.cut is None:
             call = functools.partial(body.call, args, kwargs)
             out = run_sync(run, step, call) if run.guarded else call()
@@ -94,7 +95,7 @@ async def _run_async(
     run: Run, step: AsyncStep, body: _Body, args: Any, kwargs: Any
 ) -> Any:
     try:
-        step.cut = run.admit(step)
+        step.cut = admit(run, step)
         if step.cut is None:
             out = await run_async(run, step, body.acall(args, kwargs))
             if step.cut is None:

@@ -97,7 +97,7 @@ def _saver_class(cls: type[Any]) -> type[Any]:
     def get_tuple(self: Any, config: RunnableConfig) -> Any:
         found = cls.get_tuple(self, config)
         run = _engine_run()
-        if run is None or run.loaded:
+        if run is None or run.saved.loaded:
             return found
         asked: dict[str, Any] = {}
         for source in _begin_load(run, config, found):
@@ -112,7 +112,7 @@ def _saver_class(cls: type[Any]) -> type[Any]:
     async def aget_tuple(self: Any, config: RunnableConfig) -> Any:
         found = await cls.aget_tuple(self, config)
         run = _engine_run()
-        if run is None or run.loaded:
+        if run is None or run.saved.loaded:
             return found
         asked: dict[str, Any] = {}
         for source in _begin_load(run, config, found):
@@ -263,28 +263,29 @@ def _begin_load(
     began, the newest `loop` one when it was last seen at work. The `parent` of a state
     that was edited may have the record.
     """
-    run.loaded = True
-    run.namespace = _namespace(config)
+    saved = run.saved
+    saved.loaded = True
+    saved.namespace = _namespace(config)
     if found is None:
         return []
-    run.saved_at = found.config
+    saved.config = found.config
     pending = found.pending_writes or []
     written = [w for w in pending if w[1] == RECORD_KEY]
     # Those of tasks stay where they are: without them a task that wrote nothing else
     # would look unfinished.
     own = {_record_task(n) for n in range(len(written))}
-    run.sequence = sum(w[0] in own for w in written)
-    if run.sequence:
+    saved.sequence = sum(w[0] in own for w in written)
+    if saved.sequence:
         pending[:] = [w for w in pending if w[0] not in own]
-    run.resumed = _record_in(found, [value for _, _, value in written])
+    saved.record = _record_in(found, [value for _, _, value in written])
     source = found.metadata.get("source")
     asked: list[str] = []
     edited = source in ("update", "fork") and found.parent_config is not None
-    if run.resumed is None and edited:
+    if saved.record is None and edited:
         asked.append(_PARENT)
-    if run.new_input or run.policy.clock == "restart":
+    if saved.new_input or run.policy.clock == "restart":
         return asked
-    if run.resumed is None and source != "input":
+    if saved.record is None and source != "input":
         asked.append("input")
     if source in ("update", "fork"):
         asked.append("loop")
@@ -303,13 +304,13 @@ def _end_load(
     run: Run, found: CheckpointTuple | None, asked: Mapping[str, CheckpointTuple | None]
 ) -> CheckpointTuple | None:
     """Give the run what it has left, or, for a new input, what has to be cleared."""
-    record = run.resumed
+    record = run.saved.record
     if (parent := asked.get(_PARENT)) is not None:
         pending = parent.pending_writes or []
         record = _record_in(parent, [w[2] for w in pending if w[1] == RECORD_KEY])
-    if run.new_input:
-        run.reset = record is not None and not record.resumable
-        run.resumed = None
+    if run.saved.new_input:
+        run.saved.reset = record is not None and not record.resumable
+        run.saved.record = None
     elif found is not None:
         times = {
             source: epoch(other.checkpoint["ts"]) if other is not None else None
@@ -329,9 +330,9 @@ def _end_load(
 
 def _saved(config: RunnableConfig) -> RunnableConfig:
     run = _engine_run()
-    if run is not None and _namespace(config) == run.namespace:
-        run.saved_at = config
-        run.sequence = 0
+    if run is not None and _namespace(config) == run.saved.namespace:
+        run.saved.config = config
+        run.saved.sequence = 0
     return config
 
 
@@ -343,7 +344,7 @@ def _early_record(put: tuple[Any, ...]) -> tuple[Any, list[Any], str] | None:
     """
     run = _engine_run()
     _, _, metadata, _ = put
-    if run is None or not run.one_superstep or run.asked_budget is None:
+    if run is None or not run.saved.one_superstep or run.asked_budget is None:
         return None
     if metadata.get("source") != "input":
         return None
@@ -353,12 +354,13 @@ def _early_record(put: tuple[Any, ...]) -> tuple[Any, list[Any], str] | None:
 
 def record_writes(run: Run, record: Record) -> tuple[Any, list[Any], str] | None:
     """Return the arguments of `put_writes` that store `record`, if it can be."""
-    if run.saved_at is None:
+    saved = run.saved
+    if saved.config is None:
         return None
-    numbered = record.numbered(run.sequence)
-    task_id = _record_task(run.sequence)
-    run.sequence += 1
-    return run.saved_at, [(RECORD_KEY, numbered.dump())], task_id
+    numbered = record.numbered(saved.sequence)
+    task_id = _record_task(saved.sequence)
+    saved.sequence += 1
+    return saved.config, [(RECORD_KEY, numbered.dump())], task_id
 
 
 def _record_task(sequence: int) -> str:

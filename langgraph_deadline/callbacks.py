@@ -253,7 +253,7 @@ class DeadlineHandler(GraphCallbackHandler):
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
         """Note that the run waits for a person, whose time is not charged."""
         run = run_here()
-        if run is not None and "|".join(event.checkpoint_ns) == run.namespace:
+        if run is not None and "|".join(event.checkpoint_ns) == run.saved.namespace:
             run.interrupted = True
 
     # A run's state holds locks and loops; what is copied or pickled is the setting.

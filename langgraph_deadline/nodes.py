@@ -12,6 +12,7 @@ from langgraph.constants import START
 from langgraph.errors import GraphInterrupt
 from langgraph.types import RetryPolicy, Send
 
+from ._admission import admit
 from ._channels import CLEAR, CUT, UNKNOWN, close, leftovers, reopen, state_writes
 from ._cut import AsyncStep, Step, SyncStep
 from ._fence import copied, fenced, unfenced
@@ -352,7 +353,7 @@ class GuardedNode(Runnable[Any, Any]):
             step.limit = budget.seconds
         if run.channels is None:
             run.channels = channels_of(config)
-        step.cut = run.admit(step, budget.needs)
+        step.cut = admit(run, step, budget.needs)
         if step.kind == "fallback":
             reopen(run.channels)
         return step
@@ -362,7 +363,7 @@ class GuardedNode(Runnable[Any, Any]):
         writes_of(config).clear()
         superstep = superstep_of(config)
         step = kind(run.scope, self.name, "otherwise", superstep, run.grace)
-        step.cut = run.admit(step)
+        step.cut = admit(run, step)
         return step
 
     # The end of a step.
@@ -376,11 +377,15 @@ class GuardedNode(Runnable[Any, Any]):
             writes_of(config).extend(
                 [(RECORD_KEY, CUT)]
             )  # no result of the node: not to be cached
-        if run.new_input and START in self._node.triggers:
+        if run.saved.new_input and START in self._node.triggers:
             self._write_beginning(run, config)
-        elif run.resumed is not None and run.resumed.resumable and not run.implicit:
+        elif (
+            run.saved.record is not None
+            and run.saved.record.resumable
+            and not run.implicit
+        ):
             # The first step after a resume says so, for the case that we are killed.
-            run.resumed = None
+            run.saved.record = None
             writes_of(config).extend([(RECORD_KEY, running_record(run).dump())])
 
     def _stopped(
@@ -471,8 +476,8 @@ class GuardedNode(Runnable[Any, Any]):
     def _write_beginning(self, run: Run, config: RunnableConfig) -> None:
         """Write a new run's record, if it needs one, and clear what was left behind."""
         channels = run.channels = channels_of(config)
-        writes = leftovers(channels) if run.reset else []
-        if run.reset:
+        writes = leftovers(channels) if run.saved.reset else []
+        if run.saved.reset:
             writes_of(config).extendleft(reversed(answers(channels)))
         if run.implicit:
             pass  # the run around it has the record
