@@ -1,20 +1,26 @@
 """Quote the newest measurements: `python -m benchmarks.quote`.
 
-The README's table of costs keeps the rows it has, and gets every row that was missed.
-`docs/proof.md` has the results of the other commands, as they stand in their files.
+The README's table of costs keeps the rows it has, and gets every row that was missed;
+below it stands what the other commands found, in short. `docs/proof.md` has the results of the other commands, as they stand in their files.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 BARS = ROOT / "benchmarks" / "results" / "bars.md"
 
+RESULTS = ROOT / "benchmarks" / "results"
 _SECTION = re.compile(r"(## What it costs\n\n).*?(\n\nThe bars are)", re.DOTALL)
+_HOLDS = re.compile(
+    r"(## What holds when things go wrong\n\n).*?(\n\n## Compatibility)", re.DOTALL
+)
 _WIDTH = 88
 
 
@@ -48,8 +54,91 @@ def quoted(readme: str, bars: str) -> str:
     return readme[: section.end(1)] + new + readme[section.start(2) :]
 
 
+def with_findings(readme: str) -> str:
+    """Return `readme` with what the other commands found, in short.
+
+    Raises:
+        ValueError: If the README has no such section.
+    """
+    section = _HOLDS.search(readme)
+    if section is None:
+        msg = f"{README.name} has no section '## What holds when things go wrong'"
+        raise ValueError(msg)
+    return readme[: section.end(1)] + findings() + readme[section.start(2) :]
+
+
+def findings() -> str:
+    """Return what the commands found, a sentence for each, and the table of peers."""
+    faults, retries = _results("faults"), _rows("headlines", "Four layers")
+    attempts = {row["limit"]: row["attempts"] for row in reversed(retries)}
+    cut = next(limit for limit in attempts if limit.startswith("one deadline"))
+    web = {row["figure"]: row for row in _rows("load", "A web service")}
+    late = {row["figure"]: row for row in _rows("load", "1,000 async")}
+    worst = late["any fault: late, p99 (ms)"]
+    wasted = web["tokens generated after they had left"]
+    sentences = [
+        f"`make faults`: {len(faults['passed'])} of {faults['cells']} combinations of "
+        "a fault, a place in the graph and a way to drive it keep every promise, and "
+        f"so do {faults['generated']:,} runs of generated graphs.",
+        "`make load`: of 1,000 runs at once every tenth meets a fault. Their callers "
+        f"wait {worst['ours']:.0f} ms too long at p99, the grace of 250 ms included, "
+        f"and {worst['`wait_for`']:,.0f} ms with `asyncio.wait_for`. When a third of the "
+        "clients of a web service leave early, the model generates "
+        f"{wasted['LangGraph']:,} more tokens for them under LangGraph, and "
+        f"{wasted['ours']:,} here.",
+        f"`make headlines`: retries in three layers make {attempts['none']} attempts "
+        f"where nothing limits them, and {attempts[cut]} under one deadline of 10 s.",
+        *_range(),
+        "`make peers`: the same agent and model under what others offer, with a "
+        "deadline of two seconds; in seven of the eight cases something goes wrong.",
+    ]
+    filled = (textwrap.fill(s, 86, break_on_hyphens=False) for s in sentences)
+    listed = "\n".join(f"* {textwrap.indent(s, '  ')[2:]}" for s in filled)
+    return f"{_FINDINGS}\n\n{listed}\n\n{_peers()}"
+
+
+_FINDINGS = """Each line is found by one command, which writes the tables that
+[docs/proof.md](docs/proof.md) shows whole, unfavourable rows included."""
+_SHOWN = (
+    "peer",
+    "on time",
+    "something to show, on time",
+    "nothing running 1 s later",
+    "tokens after the deadline",
+    "next turn usable",
+)
+
+
+def _results(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def _rows(name: str, title: str) -> list[dict[str, Any]]:
+    """Return the rows of the sheet of a file whose title begins like this."""
+    sheets = _results(name)["sheets"]
+    return next(sheet["rows"] for sheet in sheets if sheet["title"].startswith(title))
+
+
+def _range() -> list[str]:
+    if not (RESULTS / "range.json").exists():
+        return []
+    rows = _rows("range", "Where the tests run")
+    passed = [row for row in rows if re.match(r"\d+ passed", str(row["tests"]))]
+    return [
+        f"`make range`: all tests pass in {len(passed)} of {len(rows)} environments: "
+        "Python 3.11 to 3.13, the oldest and the newest LangGraph, uvloop, eager tasks."
+    ]
+
+
+def _peers() -> str:
+    head, *rows = rows_of(_first_tables((RESULTS / "peers.md").read_text()))
+    places = [head.index(name) for name in _SHOWN]
+    table = [list(_SHOWN), ["---"] * len(_SHOWN)]
+    table += [[row[at] for at in places] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in table)
+
+
 PROOF = ROOT / "docs" / "proof.md"
-RESULTS = ROOT / "benchmarks" / "results"
 
 _ABOUT = """# Proof
 
@@ -96,4 +185,4 @@ def _first_tables(text: str) -> str:
 
 if __name__ == "__main__":
     PROOF.write_text(proof())
-    README.write_text(quoted(README.read_text(), BARS.read_text()))
+    README.write_text(with_findings(quoted(README.read_text(), BARS.read_text())))

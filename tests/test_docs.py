@@ -190,6 +190,12 @@ def test_the_costs_in_the_readme_are_the_measured_ones() -> None:
     assert lines[0].split(" by ")[0] in README.read_text(encoding="utf-8")
 
 
+def test_the_findings_in_the_readme_are_the_measured_ones() -> None:
+    """Word for word; `python -m benchmarks.quote` quotes them anew."""
+    text = README.read_text(encoding="utf-8")
+    assert text == quote.with_findings(text)
+
+
 def test_the_page_of_proof_quotes_the_results() -> None:
     """Word for word; `python -m benchmarks.quote` quotes them anew."""
     assert quote.PROOF.read_text(encoding="utf-8") == quote.proof()
