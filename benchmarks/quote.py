@@ -1,7 +1,8 @@
 """Quote the newest measurements: `python -m benchmarks.quote`.
 
 The README's table of costs keeps the rows it has, and gets every row that was missed;
-below it stands what the other commands found, in short. `docs/proof.md` has the results of the other commands, as they stand in their files.
+below it stands what the other commands found, in short. `docs/proof.md` has their
+results as they stand in their files.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ def findings() -> str:
         f"so do {faults['generated']:,} runs of generated graphs.",
         "`make load`: of 1,000 runs at once every tenth meets a fault. Their callers "
         f"wait {worst['ours']:.0f} ms too long at p99, the grace of 250 ms included, "
-        f"and {worst['`wait_for`']:,.0f} ms with `asyncio.wait_for`. When a third of the "
-        "clients of a web service leave early, the model generates "
+        f"and {worst['`wait_for`']:,.0f} ms with `asyncio.wait_for`. When a third of "
+        "the clients of a web service leave early, the model generates "
         f"{wasted['LangGraph']:,} more tokens for them under LangGraph, and "
         f"{wasted['ours']:,} here.",
         f"`make headlines`: retries in three layers make {attempts['none']} attempts "
