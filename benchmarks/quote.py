@@ -13,6 +13,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from .range import passed as all_passed
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 BARS = ROOT / "benchmarks" / "results" / "bars.md"
@@ -124,7 +126,7 @@ def _range() -> list[str]:
     if not (RESULTS / "range.json").exists():
         return []
     rows = _rows("range", "Where the tests run")
-    passed = [row for row in rows if re.match(r"\d+ passed", str(row["tests"]))]
+    passed = [row for row in rows if all_passed(str(row["tests"]))]
     return [
         f"`make range`: all tests pass in {len(passed)} of {len(rows)} environments: "
         "Python 3.11 to 3.13, the oldest and the newest LangGraph, uvloop, eager tasks."
