@@ -52,8 +52,8 @@ load: $(VENV)/.with-bench ## crowds with faults, an hour of runs, a web service
 headlines: $(VENV)/.with-bench ## the headlines of the field, in virtual time
 	$(BIN)/python -m benchmarks.headlines $(ARGS)
 
-range: ## the tests on all Pythons, loops and LangGraphs that are supported (1 hour)
-	$(PYTHON) -m benchmarks.range $(ARGS)
+range: $(VENV)/.with-demo ## the tests on all Pythons, loops and LangGraphs that are supported (1 hour)
+	$(BIN)/python -m benchmarks.range $(ARGS)
 
 docs: $(VENV)/.with-docs ## the site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
