@@ -8,7 +8,9 @@ from typing import Any
 
 from benchmarks import table
 from benchmarks.headlines import abandoned, ceiling, hops, retries
+from benchmarks.headlines.ceiling import STEPS
 from benchmarks.sheet import Sheet, text, write
+from langgraph_deadline.testing import run_virtual
 
 
 def test_retries_are_64_and_81_without_a_limit_and_none_is_late_with_a_deadline() -> (
@@ -67,9 +69,37 @@ def test_every_run_answers_under_the_ceiling() -> None:
     assert ours["degraded"] > 0.0
     assert ours["complete"] > rows["7.5 s for each step"]["complete"]
     assert rows["45 s for each step"]["later than 45 s"] > 0.0
+    assert rows["`asyncio.wait_for`, 45 s"]["longest"] <= ceiling.CEILING
     for step in steps.rows:
         ends = [value for key, value in step.items() if key in list(step)[-4:]]
         assert abs(sum(ends) - 1.0) < 1e-9
+
+
+def test_a_step_that_was_handled_is_not_the_last() -> None:
+    """LangGraph's error handlers put something in, and the other steps are done."""
+    run = ceiling.timed_out(dict.fromkeys(ceiling.STEPS, 10.0), handled=True)
+    quick = dict.fromkeys(ceiling.STEPS, 1.0)
+    latencies = [{**quick, "search": 60.0}, {**quick, "polish": 60.0}]
+    latencies.append({**quick, "draft": 60.0})
+
+    async def main() -> list[Any]:
+        graph = run(latencies)
+        return [(await graph({"run": number}))["done"] for number in range(3)]
+
+    search, polish, draft = run_virtual(main())
+    assert search == ["understand", "instead: yesterday's hits", *list(STEPS)[2:]]
+    assert polish == [*list(STEPS)[:-1], "instead: unpolished"]
+    assert draft == [*list(STEPS)[:3], "fallback"]
+
+
+def test_time_outs_of_single_steps_are_handled_and_may_be_late_together() -> None:
+    """With handlers every run answers; nothing keeps the sum under the ceiling."""
+    sheet, _ = ceiling.tables(40)
+    rows = {row["limit"]: row for row in sheet.rows}
+    own = rows["its p95 for each step, handled"]
+    assert own["no answer"] == rows["7.5 s for each step, handled"]["no answer"] == 0.0
+    assert sum(ceiling.OWN.values()) > ceiling.CEILING
+    assert own["complete"] > rows["7.5 s for each step, handled"]["complete"]
 
 
 def test_the_same_rows_come_out_every_time() -> None:

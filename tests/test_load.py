@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import gc
 import threading
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import anyio
@@ -17,7 +18,9 @@ from langgraph.graph import START
 
 from benchmarks.headlines.provider import Provider, ProviderModel
 from benchmarks.load import async_crowd, service, soak, sync_crowd
-from benchmarks.load.figures import Ended, Seen, faulty, sheet
+from benchmarks.load.crowd import LEAD, Crowd
+from benchmarks.load.faults import State
+from benchmarks.load.figures import Ended, Seen, faulty, row, sheet
 from benchmarks.measure import OURS
 from langgraph_deadline import (
     DeadlineExceeded,
@@ -49,7 +52,7 @@ def check(seen: Seen, grace: float) -> None:
 def test_every_run_of_an_async_crowd_is_answered_on_time() -> None:
     """Healthy ones complete; those that hang, swallow or block have the fallback."""
     before = set(threading.enumerate())
-    seen = asyncio.run(async_crowd.candidates(RUNS)[OURS].expire())
+    seen = async_crowd.candidates(RUNS)[OURS].expire()
     check(seen, service.GRACE)
     assert set(threading.enumerate()) <= before
 
@@ -58,10 +61,62 @@ def test_every_run_of_an_async_crowd_is_answered_on_time() -> None:
 def test_every_run_of_a_sync_crowd_is_answered_on_time() -> None:
     """The same from the threads of a web server."""
     before = set(threading.enumerate())
-    with ThreadPoolExecutor(1) as pool:
-        seen = sync_crowd.candidates(RUNS, pool)[OURS].expire()
+    seen = sync_crowd.candidates(RUNS)[OURS].expire()
     check(seen, 0.0)
     assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.realtime
+@pytest.mark.parametrize("crowds", [async_crowd.candidates, sync_crowd.candidates])
+def test_what_a_crowd_holds_is_seen_while_all_of_it_waits(
+    crowds: Callable[[int], dict[str, Crowd]],
+) -> None:
+    """With every candidate; afterwards nothing of it is left."""
+    before = set(threading.enumerate())
+    for name, crowd in crowds(RUNS).items():
+        held = crowd.held()
+        assert crowd.ward.begun == RUNS, name
+        assert held.memory > 0
+        assert held.threads >= (2 * RUNS if crowds is sync_crowd.candidates else 0)
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("name", [sync_crowd.WAIT, sync_crowd.SECOND])
+def test_starting_a_thread_of_the_pool_is_not_taken_for_lateness(name: str) -> None:
+    """The caller waits for what is left once its run has been submitted."""
+    waits: list[float | None] = []
+
+    class Running(Future[Any]):
+        def result(self, timeout: float | None = None) -> Any:
+            waits.append(timeout)
+            raise TimeoutError
+
+    class Slow(Executor):
+        def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+            time.sleep(0.1)
+            return Running()
+
+    crowd = sync_crowd.candidates(RUNS)[name]
+    given: State = {"kind": "hang", "at": time.monotonic() + 30}
+    with contextlib.suppress(TimeoutError):
+        crowd.start(Slow(), crowd.graph, given)
+    (wait,) = waits
+    assert wait is not None
+    assert wait <= 29.9
+
+
+def test_a_crowd_that_is_never_ready_is_not_measured() -> None:
+    """It has more time at each attempt, and not for ever."""
+    leads: list[float] = []
+
+    class Busy(async_crowd.AsyncCrowd):
+        def attempt(self) -> None:
+            leads.append(self.lead)
+
+    ours = async_crowd.candidates(RUNS)[OURS]
+    with pytest.raises(RuntimeError, match="of 60 runs, 54 healthy ones"):
+        Busy(RUNS, ours.start, {}).expire()
+    assert leads == [LEAD * 2**attempt for attempt in range(5)]
 
 
 def test_the_table_of_a_crowd_has_ratios_where_there_is_something_to_compare() -> None:
@@ -74,6 +129,7 @@ def test_the_table_of_a_crowd_has_ratios_where_there_is_something_to_compare() -
     }
     assert rows["any fault: late, p99 (ms)"]["ours to LangGraph"] == 1.0
     assert rows["nodes begun after the deadline"]["ours to LangGraph"] is None
+    assert row("tokens", {"LangGraph": [0], OURS: [6]})["ours to LangGraph"] is None
 
 
 @pytest.mark.parametrize("candidate", [soak.Plain, soak.Bounded])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import socket
 import sys
@@ -198,6 +199,32 @@ async def test_retries_inside_a_tool_are_bounded(monkeypatch):
     assert len(log.started) == work.ATTEMPTS
 
 
+@pytest.mark.parametrize("case", work.CASES)
+def test_the_work_that_fits_fits_unless_something_is_kept_in_reserve(case):
+    took = 5 * work.pause(case)
+    kept = work.DEADLINE * 0.8 < took < work.DEADLINE
+    assert kept == (case == "fits")
+
+
+@pytest.mark.realtime
+@pytest.mark.parametrize(
+    ("driver", "variant", "deadline"),
+    [("langgraph_alone", "timeout/5/handled", 5.0), ("wait_for", "fallback", 2.5)],
+)
+async def test_what_one_can_build_by_hand_closes_the_conversation(
+    driver, variant, deadline
+):
+    built = importlib.import_module(f"benchmarks.peers.drivers.{driver}")
+    with Model() as model:
+        url = f"{model.url}/hangs/v1"
+        peer = built.build(drive.Setup("hangs", url, work.Log(), variant))
+        assert await peer.turn(work.ASK, deadline) == work.SORRY
+        assert work.FOUND in await peer.kept()
+        assert work.END in await peer.turn(work.AGAIN, drive.GENEROUS)
+        assert not model.refused
+        assert model.requests[-1].remembers
+
+
 # The rows.
 
 
@@ -267,7 +294,8 @@ def test_partial_state_is_kept_or_not_or_not_to_be_had(more, expected):
 @pytest.mark.parametrize(
     ("more", "on_time", "cell"),
     [
-        ({"elapsed": 2.4}, True, "yes, 2.40 s"),
+        ({"elapsed": 2.2}, True, "yes, 2.20 s"),
+        ({"elapsed": 2.4}, False, "no, 2.40 s: late by 0.40 s"),
         ({"elapsed": 6.5}, False, "no, 6.50 s: late by 4.50 s"),
         ({"elapsed": 10.0, "got": "nothing"}, False, "no: not in 10 s"),
     ],
@@ -282,6 +310,21 @@ def test_of_two_runs_the_better_one_is_shown():
     row = run.better(late, never)
     assert (row.elapsed, row.others) == (6.5, [10.0])
     assert run.better(never, row_of(elapsed=2.0)).elapsed == 2.0
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "others", "expected"),
+    [
+        (2.2, [], "2.20 s"),
+        (2.2, [6.5], "6.50 s"),
+        (2.2, [work.BOUND], "never"),
+        (2.2, [None], "never"),
+    ],
+)
+def test_the_latest_of_all_runs_is_told(elapsed, others, expected):
+    row = row_of(elapsed=elapsed)
+    row.others = others
+    assert report.latest([row_of(elapsed=0.5), row]) == expected
 
 
 def command(code: str) -> list[str]:
@@ -352,6 +395,11 @@ def test_the_condensed_line_counts_what_can_be_counted():
         "1 of 2",
         "in some way",
     )
+
+
+def test_a_bar_in_a_cell_does_not_end_it():
+    table = report.text(("a", "b"), [("x|y", "z")])
+    assert table.splitlines()[-1] == "| x\\|y | z |"
 
 
 def test_what_pip_says_is_kept_without_addresses():

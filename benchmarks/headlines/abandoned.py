@@ -38,8 +38,12 @@ caller leaves at a moment of the run drawn evenly, the same under every row; onl
 generated later count. *Node boundaries* is LangGraph's own `RunControl.request_drain`.
 A *scope* is an anyio cancel scope around `astream(stream_mode="messages")`, as web
 frameworks close a stream. Ours is compiled with a deadline of {DEADLINE:g} s, which is
-never reached, and its model is wrapped, which streams. Dollars are at {PRICE:g} a
-million tokens."""
+never reached, and its model is wrapped, which streams. LangGraph's streams where the
+row says so and under the scope, otherwise not, which is the default. Where the run is
+cancelled, what is saved is saved by streaming, wrapped or not. The provider notices at
+once that a connection is closed, and stops at that token; one that notices later, or
+never, spends more wherever a model streams. Dollars are at {PRICE:g} a million tokens
+that are generated; prompts are not counted."""
 
 
 class State(TypedDict, total=False):

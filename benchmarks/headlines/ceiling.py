@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Any, TypedDict
 
-from langgraph.graph import START
+from langgraph.graph import END, START
 from langgraph.graph import StateGraph as PlainGraph
+from langgraph.types import Command
 
 from langgraph_deadline import (
     DeadlinePolicy,
@@ -59,10 +60,14 @@ STEPS = {
 ABOUT = f"""Six steps in sequence with log-normal times, drawn once and the same under
 every limit; the second table has the figures of each. *Complete*: all six as they are.
 *Degraded*: at least one replaced by what does for it, such as a cached answer;
-understand and draft have nothing. *Fallback*: the run's own answer of what is there, in
-the last {RESERVE:g} s. Time-outs are LangGraph's `timeout=` on each node; *handled* has
-an `error_handler` that does what the step's `otherwise` does. The last two rows are
-ours, without and with budgets of single steps."""
+understand and draft have nothing. *Fallback*: the run's own answer of what is there,
+for which ours keep the last {RESERVE:g} s. Time-outs are LangGraph's `timeout=` on each
+node. *Handled* has an `error_handler` on each as well: it puts in what does for the
+step and goes on with the next, or ends the run with the fallback where nothing does.
+The last two rows are ours, without and with budgets of single steps; these budgets are
+chosen for this ceiling. Under every limit fallbacks and what is put in take no time,
+and a step ends as soon as it is cancelled; under none but ours does a late run end with
+a fallback."""
 
 
 class State(TypedDict, total=False):
@@ -90,9 +95,14 @@ def taking(name: str, latencies: Latencies) -> Callable[[State], Awaitable[State
     return node
 
 
-def handling(name: str) -> Callable[[State], Awaitable[State]]:
-    async def handler(_: State) -> State:
-        return instead(name)
+def handling(name: str) -> Callable[[State], Awaitable[Command[str]]]:
+    """Return the error handler of a step: without a `goto` it would end the run."""
+    following = dict(zip(STEPS, [*list(STEPS)[1:], END], strict=True))
+
+    async def handler(state: State) -> Command[str]:
+        if STEPS[name].instead is None:
+            return Command(update=await degrade(state), goto=END)
+        return Command(update=instead(name), goto=following[name])
 
     return handler
 
@@ -106,29 +116,53 @@ async def degrade(_: State) -> State:
 
 
 def graph_of(
-    kind: Any, latencies: Latencies, *, handled: bool = False, **options: Any
+    kind: Any,
+    latencies: Latencies,
+    limits: Mapping[str, float] | None = None,
+    *,
+    handled: bool = False,
 ) -> Any:
     """Return the six steps as a graph that is not compiled yet."""
     builder = kind(State)
-    for name, step in STEPS.items():
-        handler = handling(name) if handled and step.instead else None
-        node = taking(name, latencies)
-        builder.add_node(name, node, error_handler=handler, **options)
+    for name in STEPS:
+        builder.add_node(
+            name,
+            taking(name, latencies),
+            timeout=limits[name] if limits else None,
+            error_handler=handling(name) if handled else None,
+        )
     for before, after in zip([START, *STEPS], STEPS, strict=False):
         builder.add_edge(before, after)
     return builder
 
 
-def timed_out(latencies: Latencies, seconds: float, *, handled: bool) -> Any:
-    builder = graph_of(PlainGraph, latencies, handled=handled, timeout=seconds)
-    return builder.compile()
+Run = Callable[[State], Awaitable[Any]]
 
 
-def bounded(latencies: Latencies, steps: Mapping[str, StepBudget]) -> Any:
+def timed_out(limits: Mapping[str, float], *, handled: bool) -> Callable[..., Run]:
+    def run(latencies: Latencies) -> Run:
+        builder = graph_of(PlainGraph, latencies, limits, handled=handled)
+        return builder.compile().ainvoke  # type: ignore[no-any-return]
+
+    return run
+
+
+def around(latencies: Latencies) -> Run:
+    graph = graph_of(PlainGraph, latencies).compile()
+    return lambda state: asyncio.wait_for(graph.ainvoke(state), CEILING)
+
+
+def bounded(steps: Mapping[str, StepBudget]) -> Callable[..., Run]:
     policy = DeadlinePolicy(
         seconds=CEILING, reserve=timedelta(seconds=RESERVE), steps=steps
     )
-    return graph_of(BoundedGraph, latencies).compile(deadline=policy, fallback=degrade)
+
+    def run(latencies: Latencies) -> Run:
+        builder = graph_of(BoundedGraph, latencies)
+        graph = builder.compile(deadline=policy, fallback=degrade)
+        return graph.ainvoke  # type: ignore[no-any-return]
+
+    return run
 
 
 def budgets() -> dict[str, StepBudget]:
@@ -141,12 +175,18 @@ def budgets() -> dict[str, StepBudget]:
 
 
 EACH = CEILING / len(STEPS)
-LIMITS: dict[str, Callable[[Latencies], Any]] = {
-    f"{EACH:g} s for each step": lambda n: timed_out(n, EACH, handled=False),
-    f"{EACH:g} s for each step, handled": lambda n: timed_out(n, EACH, handled=True),
-    f"{CEILING:g} s for each step": lambda n: timed_out(n, CEILING, handled=False),
-    f"one deadline of {CEILING:g} s": lambda n: bounded(n, {}),
-    f"one deadline of {CEILING:g} s, budgets of steps": lambda n: bounded(n, budgets()),
+EVEN = dict.fromkeys(STEPS, EACH)
+OWN = {name: step.p95 for name, step in STEPS.items()}
+WHOLE = dict.fromkeys(STEPS, CEILING)
+LIMITS: dict[str, Callable[[Latencies], Run]] = {
+    f"{EACH:g} s for each step": timed_out(EVEN, handled=False),
+    f"{EACH:g} s for each step, handled": timed_out(EVEN, handled=True),
+    "its p95 for each step": timed_out(OWN, handled=False),
+    "its p95 for each step, handled": timed_out(OWN, handled=True),
+    f"{CEILING:g} s for each step": timed_out(WHOLE, handled=False),
+    f"`asyncio.wait_for`, {CEILING:g} s": around,
+    f"one deadline of {CEILING:g} s": bounded({}),
+    f"one deadline of {CEILING:g} s, budgets of steps": bounded(budgets()),
 }
 OURS = list(LIMITS)[-1]
 COLUMNS = {
@@ -186,9 +226,9 @@ def tables(runs: int) -> list[Sheet]:
     latencies = drawn(runs)
     rows: list[dict[str, Value]] = []
     reports: dict[str, list[RunReport]] = {}
-    for limit, compiled in LIMITS.items():
+    for limit, limited in LIMITS.items():
         with collect_runs() as reports[limit]:
-            ends = run_virtual(_runs(compiled(latencies), runs))
+            ends = run_virtual(_runs(limited(latencies), runs))
         rows.append(_row(limit, ends))
     about = f"{ABOUT} {runs:,} runs a row."
     steps = [_step_row(name, reports[OURS]) for name in STEPS]
@@ -198,8 +238,8 @@ def tables(runs: int) -> list[Sheet]:
     ]
 
 
-async def _runs(graph: Any, runs: int) -> list[Ended]:
-    return [await ended(graph.ainvoke({"run": run})) for run in range(runs)]
+async def _runs(limited: Run, runs: int) -> list[Ended]:
+    return [await ended(limited({"run": run})) for run in range(runs)]
 
 
 def _row(limit: str, ends: list[Ended]) -> dict[str, Value]:

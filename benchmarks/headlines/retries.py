@@ -38,7 +38,11 @@ layer pauses {BACK_OFF:g} s, then twice as long each time. *64*: three layers re
 three times each (four attempts), and the client does not. *81*: all four layers make
 three attempts, as their defaults are. The caller has {BUDGET:g} s: as a time-out of
 every attempt of either node (LangGraph's `timeout=`, started anew by each retry), as
-`asyncio.wait_for` around the run, or as the run's deadline with a fallback."""
+`asyncio.wait_for` around the run, or as the run's deadline with a fallback. The last
+keeps a fifth of its time for the fallback, which takes none here, and starts no attempt
+that would begin in it. That costs nothing here, as the service never recovers; if it
+did in those seconds, only `wait_for` would reach it. No other row has a fallback.
+Whatever waits ends as soon as it is cancelled."""
 
 STACKS = {"64": (1, 4), "81": (3, 3)}
 """Attempts of the client and of each of the three layers above it."""

@@ -8,21 +8,17 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..graphs import RESERVE, cut_after
-from ..measure import OURS, Sampler, Samples, interleaved
+from ..measure import OURS
 from ..sheet import Sheet
-from .faults import Ward, adegrade, graph_of, input_of, second_graph
-from .figures import Ended, Seen, faulty, sheet
+from .crowd import HOLD, SPREAD, Crowd, compared, ended, left
+from .faults import State, Ward, adegrade, graph_of, second_graph
+from .figures import Ended, Seen, Waiting, faulty
 
 RUNS = 1_000
-SPREAD = 0.5
-HOLD = 2.0
-LEAD = 1.5
-"""What the runs are given to begin and, if healthy, to end (in seconds)."""
-_AT_ONCE = 1e-3
 WAIT = "`wait_for`"
 SECOND = "`wait_for` and a second graph"
 
@@ -32,96 +28,83 @@ complete; the others, in turn, *hang* in an await, *swallow* every cancellation,
 resists is released {HOLD:g} s later. LangGraph is timed out by `asyncio.wait_for`
 around `ainvoke`, alone or with a second graph that answers then; ours has a fallback.
 *Late*: how long after its time for work the caller has the result or the exception.
+CPU is counted from just before the first time ends until what was released is over.
 Medians of {{repetitions}} repetitions taken in turn, and of their ratios; memory is
-what `tracemalloc` sees of runs that wait."""
+what `tracemalloc` sees of as many runs that all wait."""
 
-Start = Callable[[Any, Any, float], Awaitable[Any]]
+Start = Callable[[Any, State], Awaitable[Any]]
 
 
 @dataclass
-class Crowd:
-    """Many runs at once; `start` gets the graph, an input and the seconds it has."""
+class AsyncCrowd(Crowd):
+    """Many runs in one event loop; `start` gets the graph and an input."""
 
     start: Start
-    runs: int
-    compiled: dict[str, Any] = field(default_factory=dict)
-    lead: float = LEAD
-    waiting_threads: int = 0
+    compiled: dict[str, Any]
 
     def __post_init__(self) -> None:
-        self.ward = Ward()
         ward = self.ward
         self.graph = graph_of(ward.work, ward.block, ward.after, **self.compiled)
 
-    async def expire(self) -> Seen:
-        """Let the runs expire; again with more time where they were late to begin."""
-        while (seen := await self._expire()) is None:
-            self.lead *= 2
-        self.lead = max(self.lead / 2, LEAD)  # what disturbed it may have passed
-        return seen
+    def attempt(self) -> Seen | None:
+        # A loop of its own: the threads of its executor end with it.
+        return asyncio.run(self._attempt())
 
-    async def _expire(self) -> Seen | None:
+    def held(self) -> Waiting:
+        return asyncio.run(self._held())
+
+    async def _attempt(self) -> Seen | None:
         self.ward.open()
         first = time.monotonic() + self.lead
-        tasks = [
-            asyncio.create_task(self._run(number, first + SPREAD * number / self.runs))
-            for number in range(self.runs)
-        ]
+        tasks = [asyncio.create_task(self._run(given)) for given in self.inputs(first)]
         await asyncio.sleep(first - 0.5 - time.monotonic())
         gc.collect()  # what the healthy ones leave is no part of an expiry
         await asyncio.sleep(first - 0.05 - time.monotonic())
-        healthy = sum(task.done() for task in tasks)
-        ready = healthy == self.runs - faulty(self.runs) and time.monotonic() < first
+        ready = self.ready(first, sum(task.done() for task in tasks))
         used = time.process_time()
-        release = asyncio.create_task(self._release(first + SPREAD + HOLD))
+        threads = await _most_threads_until(first + SPREAD + HOLD)
+        self.ward.release()
         ends = await asyncio.gather(*tasks)
-        used = time.process_time() - used
-        threads = await release
         await _settled(self.ward)
+        used = time.process_time() - used
         if not ready:
             return None
-        late_starts = self.ward.late_starts
-        return Seen(ends, used / faulty(self.runs), threads, late_starts)
+        return Seen(ends, used / faulty(self.runs), threads, self.ward.late_starts)
 
-    async def _release(self, at: float) -> int:
-        """Release what resists at the instant `at`; return how many threads it had."""
-        threads = 0
-        while time.monotonic() < at:
-            threads = max(threads, threading.active_count() - 1)
-            await asyncio.sleep(0.1)
-        self.ward.release()
-        return threads
-
-    async def _run(self, number: int, at: float) -> Ended:
-        given = input_of(number, at)
+    async def _run(self, given: State) -> Ended:
         try:
-            left = max(at - time.monotonic(), _AT_ONCE)  # a machine may be too slow
-            result = await self.start(self.graph, given, left)
+            result = await self.start(self.graph, given)
         except TimeoutError:
-            result = {}
-        return Ended(given["kind"], time.monotonic() - at, result.get("answer"))
+            result = None
+        return ended(given, result)
 
-    async def held(self) -> float:
-        """Return the bytes that each run holds while it waits."""
+    async def _held(self) -> Waiting:
         self.ward.open()
-        waiting = [{"kind": "hang", "at": 0.0}] * self.runs
         gc.collect()
         tracemalloc.start()
         tasks = [
-            asyncio.ensure_future(self.start(self.graph, given, 60.0))
-            for given in waiting
+            asyncio.ensure_future(self.start(self.graph, given))
+            for given in self.waiting()
         ]
         while self.ward.begun < self.runs:
             await asyncio.sleep(0.01)
         gc.collect()
-        self.waiting_threads = threading.active_count() - 1
+        threads = threading.active_count() - 1
         size, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.ward.release()
-        return size / self.runs
+        return Waiting(size / self.runs, threads)
+
+
+async def _most_threads_until(at: float) -> int:
+    most = 0
+    while time.monotonic() < at:
+        most = max(most, threading.active_count() - 1)
+        await asyncio.sleep(0.1)
+    return most
 
 
 async def _settled(ward: Ward) -> None:
@@ -132,60 +115,32 @@ async def _settled(ward: Ward) -> None:
         await asyncio.sleep(0.2)
 
 
-def candidates(runs: int) -> dict[str, Crowd]:
+def candidates(runs: int) -> dict[str, AsyncCrowd]:
     """Return LangGraph with `wait_for`, the same with a second graph, and ours."""
     second = second_graph(adegrade)
 
-    async def alone(graph: Any, given: Any, left: float) -> Any:
-        return await asyncio.wait_for(graph.ainvoke(given), left)
+    async def alone(graph: Any, given: State) -> Any:
+        return await asyncio.wait_for(graph.ainvoke(given), left(given))
 
-    async def answered(graph: Any, given: Any, left: float) -> Any:
+    async def answered(graph: Any, given: State) -> Any:
         try:
-            return await alone(graph, given, left)
+            return await alone(graph, given)
         except TimeoutError:
             return await second.ainvoke(given)
 
-    async def ours(graph: Any, given: Any, left: float) -> Any:
-        return await graph.ainvoke(given, deadline=left + RESERVE)
+    async def ours(graph: Any, given: State) -> Any:
+        return await graph.ainvoke(given, deadline=left(given) + RESERVE)
 
     return {
-        WAIT: Crowd(alone, runs),
-        SECOND: Crowd(answered, runs),
-        OURS: Crowd(ours, runs, cut_after(60, adegrade)),
+        WAIT: AsyncCrowd(runs, alone, {}),
+        SECOND: AsyncCrowd(runs, answered, {}),
+        OURS: AsyncCrowd(runs, ours, cut_after(60, adegrade)),
     }
 
 
 def measure(quick: bool) -> list[Sheet]:
     """Measure the crowds in turn."""
     runs, repetitions = (100, 1) if quick else (RUNS, 5)
-    crowds = candidates(runs)
-    seen: dict[str, list[Seen]] = {name: [] for name in crowds}
-
-    def expires(name: str) -> Sampler:
-        def sample() -> float:
-            # A loop of its own: the threads of its executor end with it.
-            seen[name].append(asyncio.run(crowds[name].expire()))
-            return 0.0
-
-        return sample
-
-    # With the garbage collector at work, as in a service.
-    samplers = {name: expires(name) for name in crowds}
-    interleaved(samplers, repetitions, warm_up=1, collecting=True)
-    memory = _memory(crowds)
-    threads = {name: [float(crowd.waiting_threads)] for name, crowd in crowds.items()}
-    waiting = {
-        "memory per run that waits (KiB)": memory,
-        "threads while all runs wait": threads,
-    }
+    title = f"{runs:,} async runs, faults in every tenth"
     about = ABOUT.format(runs=runs, repetitions=repetitions)
-    found = {name: crowd[1:] for name, crowd in seen.items()}
-    return [sheet(f"{runs:,} async runs, faults in every tenth", about, found, waiting)]
-
-
-def _memory(crowds: dict[str, Crowd]) -> Samples:
-    def holds(crowd: Crowd) -> Sampler:
-        return lambda: asyncio.run(crowd.held()) / 1024
-
-    samplers = {name: holds(crowd) for name, crowd in crowds.items()}
-    return interleaved(samplers, 1, warm_up=0)  # it is the same every time
+    return [compared(title, about, candidates(runs), repetitions)]

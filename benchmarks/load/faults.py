@@ -52,6 +52,7 @@ class Ward:
     late_starts: int = 0
     released: threading.Event = field(default_factory=threading.Event)
     _future: asyncio.Future[None] | None = None
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def open(self) -> None:
         """Take the next runs in."""
@@ -70,7 +71,7 @@ class Ward:
 
     async def work(self, state: State) -> State:
         """Work, hang for ever, or hang and swallow every cancellation."""
-        self.begun += 1
+        self._begins()
         if state["kind"] == "healthy":
             await asyncio.sleep(state["seconds"])
         elif state["kind"] == "hang":
@@ -81,7 +82,7 @@ class Ward:
 
     async def after(self, state: State) -> State:
         """Note a start that comes too late."""
-        self.late_starts += time.monotonic() > state["at"]
+        self._starts_after(state)
         return {"answer": "complete"}
 
     def _released(self) -> asyncio.Future[None]:
@@ -90,17 +91,26 @@ class Ward:
             raise RuntimeError(msg)
         return self._future
 
+    def _begins(self) -> None:
+        with self._counting:  # sync nodes are in many threads
+            self.begun += 1
+
+    def _starts_after(self, state: State) -> None:
+        late = time.monotonic() > state["at"]
+        with self._counting:
+            self.late_starts += late
+
     # Sync nodes.
 
     def block(self, state: State) -> State:
         """Block in a call that nothing interrupts."""
-        self.begun += 1
+        self._begins()
         self.released.wait()
         return {}
 
     def sync_work(self, state: State) -> State:
         """Work, wait for ever, or wait and swallow what is raised."""
-        self.begun += 1
+        self._begins()
         if state["kind"] == "healthy":
             time.sleep(state["seconds"])
         elif state["kind"] == "hang":
@@ -113,7 +123,7 @@ class Ward:
 
     def sync_after(self, state: State) -> State:
         """Note a start that comes too late."""
-        self.late_starts += time.monotonic() > state["at"]
+        self._starts_after(state)
         return {"answer": "complete"}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..measure import OURS, Samples, ratio
@@ -32,7 +32,8 @@ class Seen:
 
     Attributes:
         ends: How the runs ended.
-        cpu: CPU time from the first deadline on, per run with a fault (in seconds).
+        cpu: CPU time from the first deadline until what was released is over, per run
+            with a fault (in seconds).
         threads: The most threads there were, beside the one that asks.
         late_starts: Nodes that began after their run's time.
     """
@@ -44,6 +45,19 @@ class Seen:
 
     def late(self, kinds: Sequence[Kind]) -> list[float]:
         return [end.late for end in self.ends if end.kind in kinds]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What there is while all runs of a crowd wait.
+
+    Attributes:
+        memory: What `tracemalloc` sees of each (in bytes).
+        threads: How many threads there are, beside the one that asks.
+    """
+
+    memory: float
+    threads: int
 
 
 def faulty(runs: int) -> int:
@@ -100,20 +114,27 @@ def sheet(
 ) -> Sheet:
     """Return the table of all figures: medians, and ours as ratios to the others."""
     rows = [
-        _row(name, {who: [read(s) for s in found] for who, found in seen.items()})
+        row(name, {who: [read(s) for s in found] for who, found in seen.items()})
         for name, read in figures().items()
     ]
-    rows += [_row(name, samples) for name, samples in (more or {}).items()]
-    columns = {"figure": "", **dict.fromkeys(seen, ",.4g")}
-    columns |= {f"ours to {who}": ".3g" for who in seen if who != OURS}
-    return Sheet(title, about, columns, rows)
+    rows += [row(name, samples) for name, samples in (more or {}).items()]
+    return Sheet(title, about, columns(seen), rows)
 
 
-def _row(name: str, samples: Samples) -> dict[str, Value]:
-    row: dict[str, Value] = {"figure": name}
-    row |= {who: statistics.median(values) for who, values in samples.items()}
+def columns(candidates: Iterable[str]) -> dict[str, str]:
+    """Return the columns of a figure, each candidate, and ours as ratios to others."""
+    names = list(candidates)
+    found = {"figure": "", **dict.fromkeys(names, ",.4g")}
+    return found | {f"ours to {who}": ".3g" for who in names if who != OURS}
+
+
+def row(name: str, samples: Samples) -> dict[str, Value]:
+    """Return a figure's medians and ratios; a ratio to 0 is `None`."""
+    found: dict[str, Value] = {"figure": name}
+    found |= {who: statistics.median(values) for who, values in samples.items()}
     for who, values in samples.items():
         if who != OURS:
             known = all(value > 0 for value in values)
-            row[f"ours to {who}"] = ratio(samples, OURS, who).median if known else None
-    return row
+            ours = ratio(samples, OURS, who).median if known else None
+            found[f"ours to {who}"] = ours
+    return found

@@ -26,7 +26,8 @@ from langgraph_deadline import DeadlinePolicy, with_deadline
 from langgraph_deadline import StateGraph as BoundedGraph
 
 from ..measure import OURS, PLAIN
-from ..sheet import Sheet, Value
+from ..sheet import Sheet
+from .figures import columns, row
 from .model_server import GAP, HttpModel, Served, model_app
 from .witness import PARTS, RunSeen, Witness
 
@@ -223,14 +224,13 @@ def measure(quick: bool) -> list[Sheet]:
         for name, compiled in CANDIDATES.items()
     }
     tables = {name: figures(runs) for name, runs in seen.items()}
-    rows: list[dict[str, Value]] = [
-        {"figure": figure, **{name: table[figure] for name, table in tables.items()}}
+    rows = [
+        row(figure, {name: [table[figure]] for name, table in tables.items()})
         for figure in tables[OURS]
     ]
     about = ABOUT.format(clients=clients, seconds=seconds)
-    columns = {"figure": "", **dict.fromkeys(CANDIDATES, ",.4g")}
     title = "A web service, a third of its clients leave early"
-    return [Sheet(title, about, columns, rows)]
+    return [Sheet(title, about, columns(CANDIDATES), rows)]
 
 
 def figures(runs: list[RunSeen]) -> dict[str, float]:

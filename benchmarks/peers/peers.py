@@ -59,11 +59,27 @@ ALL = (
         "timeout/5",
     ),
     Candidate(
+        "node-timeout-handled",
+        "LangGraph, `timeout=0.4`, error handlers",
+        "the same, and an `error_handler` of each node closes the conversation",
+        _LANGGRAPH,
+        "langgraph_alone",
+        "timeout/5/handled",
+    ),
+    Candidate(
         "wait-for",
         "`asyncio.wait_for` around LangGraph",
         "cancels the run from outside",
         _LANGGRAPH,
         "wait_for",
+    ),
+    Candidate(
+        "wait-for-fallback",
+        "`asyncio.wait_for` and a second graph",
+        "cancels the run at 1.6 s; a second graph closes the conversation, by hand",
+        _LANGGRAPH,
+        "wait_for",
+        "fallback",
     ),
     Candidate(
         "node-deadline",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..sheet import Sheet
 from . import work
 from .peers import Candidate
 from .run import ON_TIME, Row
@@ -38,7 +40,8 @@ NOTE = f"""The same agent everywhere: a scripted model (OpenAI's chat completion
 loopback) asks for two tools and answers; in each case something else goes wrong. The \
 deadline is {work.DEADLINE:g} s, nobody waits longer than {work.BOUND:g} s. Each row \
 is one run, on a machine that may be busy: up to {ON_TIME:g} s late is on time, and a \
-run that is later is repeated once; the better of the two is shown. The drivers in \
+run that is later is repeated once; the better of the two is shown, with the time of \
+the other, and *latest* is the latest of them all. The drivers in \
 `benchmarks/peers/drivers` say which documented mechanism each one uses.
 
 * *The caller gets* what the call returns or raises. An answer, a part of one or a \
@@ -48,9 +51,17 @@ tokens so far, with any peer.
 answering, a second after the caller had something, or after the deadline if that was \
 later. *Started late* is what began after the deadline.
 * *Tokens after the deadline* are counted by the model, for {work.BOUND:g} s (`+`: it \
-was still generating then). In all cases but that of the stream, models are called as \
-the SDK does by default; a call that is not streamed is generated to its end when its \
-client has left, as providers do.
+was still generating then). A call that is not streamed is generated to its end when \
+its client has left, as providers do. Every row but one calls the model as its SDK \
+does by default, and streams in the case of the stream only. The one is \
+langgraph-deadline with a fallback: it wraps the model with `with_deadline`, as its \
+README advises, which streams every call, and that is where its figure comes from. \
+Unwrapped, as in the last row, it is like the others. Who else ends a call that is \
+streamed, the case of the stream shows.
+* *A reserve* costs answers: langgraph-deadline with a fallback and `asyncio.wait_for` \
+with a second graph stop the work at {0.8 * work.DEADLINE:g} s, to be on time with \
+their closing message. langgraph-node-deadline stops it at {0.9 * work.DEADLINE:g} s. \
+Work that ends between then and the deadline loses its answer.
 * *Partial state*: whether the result of the first tool, which had finished, is in \
 what the peer keeps (checkpoint, history of the error, session, context); `-` where \
 nothing had finished.
@@ -132,7 +143,7 @@ def condensed(candidate: Candidate, rows: Sequence[Row]) -> tuple[str, ...]:
     return (
         candidate.title,
         share(row.on_time for row in run),
-        "never" if any(r.got == "nothing" for r in run) else latest(run),
+        latest(run),
         share(row.usable for row in run),
         share(not row.running for row in run),
         tokens(late, any(row.tokens_open for row in run)),
@@ -148,18 +159,16 @@ def share(marks: Any) -> str:
 
 
 def latest(rows: Sequence[Row]) -> str:
-    return f"{max(row.elapsed or 0.0 for row in rows):.2f} s"
+    """Return the worst of all runs, those that were repeated included."""
+    worst = max(row.latest for row in rows)
+    return f"{worst:.2f} s" if math.isfinite(worst) else "never"
 
 
 def text(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return a table in plain text, which is Markdown as well."""
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in (head, *lines)]
-    widths = [max(map(len, column)) for column in zip(*escaped, strict=True)]
-    rule = ["-" * width for width in widths]
-    return "\n".join(
-        f"| {' | '.join(c.ljust(w) for c, w in zip(line, widths, strict=True))} |"
-        for line in (escaped[0], rule, *escaped[1:])
-    )
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    rows = [dict(zip(head, line, strict=True)) for line in escaped]
+    return Sheet("", "", dict.fromkeys(head, ""), rows).table()
 
 
 def tables(rows: dict[Candidate, list[Row]]) -> str:

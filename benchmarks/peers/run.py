@@ -20,7 +20,7 @@ from .server import Model, Request
 
 # The longest that a driver can need: to start and warm up, both turns, to look.
 PATIENCE = 60.0 + 3 * work.BOUND
-ON_TIME = 0.5  # seconds after the deadline that still pass: the machine may be busy
+ON_TIME = 0.25  # seconds after the deadline that still pass: the machine may be busy
 TICK = 0.05
 
 # How each SDK says that tracing and telemetry are switched off.
@@ -62,6 +62,13 @@ class Row:
         if self.elapsed is None or self.got == "nothing":
             return math.inf
         return self.elapsed
+
+    @property
+    def latest(self) -> float:
+        """Seconds until the caller had something in the later of two runs."""
+        times = [math.inf if each is None else each for each in self.others]
+        late = max(times, default=0.0)
+        return max(self.arrived, late if late < work.BOUND else math.inf)
 
     @property
     def on_time(self) -> bool:

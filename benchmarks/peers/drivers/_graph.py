@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from langchain_core.messages import AnyMessage
+from langchain_core.messages import AIMessage, AnyMessage, ToolMessage
 from langchain_core.tools import BaseTool, tool
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import InMemorySaver
@@ -60,6 +60,23 @@ def builder(setup: Setup, kind: Any = StateGraph, wrap: Any = None, **node: Any)
     graph.add_conditional_edges("model", tools_condition)
     graph.add_edge("tools", "model")
     return graph
+
+
+def timed_out(call: str | None) -> ToolMessage:
+    return ToolMessage("timed out", tool_call_id=call or "")
+
+
+def closing(messages: list[AnyMessage]) -> list[AnyMessage]:
+    """Return answers to the tool calls that are left open, and a closing message."""
+    calls = [
+        call["id"]
+        for message in messages
+        if isinstance(message, AIMessage)
+        for call in message.tool_calls
+    ]
+    answered = {each.tool_call_id for each in messages if isinstance(each, ToolMessage)}
+    left_open = [timed_out(call) for call in calls if call not in answered]
+    return [*left_open, AIMessage(work.SORRY)]
 
 
 def compiled(graph: Any, **arguments: Any) -> Any:

@@ -14,20 +14,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.messages import AIMessage
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph_node_deadline import cooperative_wait_for, node_deadline_in
 
 from .. import work
 from ..drive import Setup
-from ._graph import RETRIES, Conversation, compiled, model_of, tools_of
+from ._graph import RETRIES, Conversation, compiled, model_of, timed_out, tools_of
 
 WANTED = 60.0  # seconds that a node would like to have
-
-
-def timed_out(call: str | None) -> ToolMessage:
-    return ToolMessage("timed out", tool_call_id=call or "")
 
 
 def graph_of(setup: Setup, watchdog: float) -> Any:
