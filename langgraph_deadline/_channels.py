@@ -298,6 +298,14 @@ def reopen(channels: Mapping[str, Any]) -> None:
             channel.closing = False
 
 
+def leads_on(channels: Mapping[str, Any]) -> bool:
+    """Return whether there is a node to be run, by the last superstep's edges."""
+    return any(
+        is_control_channel(name) and channel.is_available()
+        for name, channel in channels.items()
+    )
+
+
 def leftovers(channels: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return the writes that empty what earlier supersteps left half done."""
     writes: list[tuple[str, Any]] = []

@@ -51,7 +51,7 @@ from langgraph.graph._branch import BranchSpec
 from langgraph.managed.base import ManagedValue
 from langgraph.pregel._draw import add_edge, draw_graph
 from langgraph.pregel._io import read_channels
-from langgraph.pregel._read import PregelNode
+from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langgraph.pregel._retry import (
     _should_retry_on,
     arun_with_retry,
@@ -76,6 +76,7 @@ __all__ = (
     "CONFIG_KEY_SEND",
     "CONFIG_KEY_STREAM",
     "CONFIG_KEY_TASK_ID",
+    "DEFAULT_BOUND",
     "MISSING",
     "TASKS",
     "BranchSpec",

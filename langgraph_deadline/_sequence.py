@@ -21,6 +21,7 @@ from ._backlog import TOKENS
 from ._cut import Step
 from ._guard import in_thread
 from ._langgraph import (
+    DEFAULT_BOUND,
     MISSING,
     BranchSpec,
     ChannelWrite,
@@ -88,14 +89,15 @@ class Parts:
 
     __slots__ = ("answers", "last", "output", "proc")
 
-    def __init__(
-        self, like: Any, body: Runnable[Any, Any], writers: Sequence[Any]
-    ) -> None:
-        """Make a sequence `like` the node's own, with its name and trace policy."""
+    def __init__(self, like: Any, body: Any, writers: Sequence[Any]) -> None:
+        """Make a sequence `like` the node's own, with its name and trace policy.
+
+        Without a `body` (START is such a node) its input is what goes to its writers.
+        """
         self.answers: Callable[..., Any] | None = getattr(body, "answers", None)
         # What a subgraph returns.
         self.output: Any = getattr(body, "output_channels", None)
-        steps = [*_flat(body), *writers]
+        steps = [*(_flat(body) if body is not None else ()), *writers]
         if isinstance(like, RunnableSeq) and len(steps) > 1:
             self.proc: Any = copy.copy(like)
             self.proc.steps = steps
@@ -107,6 +109,8 @@ class Parts:
         """Run all parts; as `RunnableSeq.invoke`, but for the check after each."""
         seq = self.proc
         result.began = True
+        if self.last < 0:
+            result.passed(self.last, self.last, value)
         if not isinstance(seq, RunnableSeq):
             value = seq.invoke(value, with_handler(config))
             result.passed(0, 0, value)
@@ -135,6 +139,8 @@ class Parts:
         """Run all parts; as `RunnableSeq.ainvoke`, in the caller's task and context."""
         seq = self.proc
         result.began = True
+        if self.last < 0:
+            result.passed(self.last, self.last, value)
         if not isinstance(seq, RunnableSeq):
             value = await seq.ainvoke(value, with_handler(config))
             result.passed(0, 0, value)
@@ -192,9 +198,7 @@ def with_handler(config: RunnableConfig) -> RunnableConfig:
     return {**config, "callbacks": [ATTACHED, *(callbacks or ())]}
 
 
-def instead_of(
-    like: Any, node: PregelNode, body: Runnable[Any, Any], *, unblocked: bool
-) -> Parts:
+def instead_of(like: Any, node: PregelNode, body: Any, *, unblocked: bool) -> Parts:
     """Return the parts of `node` with another `body`; `unblocked` for async runs."""
     if not unblocked:
         return Parts(like, body, node.flat_writers)
@@ -209,12 +213,19 @@ def _flat(body: Any) -> list[Any]:
 
 def parts_of(like: Any, node: PregelNode, adopt: Callable[[Any], Any]) -> Parts:
     """Return the parts of `node` for sync runs."""
-    return instead_of(like, node, adopt(node.bound), unblocked=False)
+    return instead_of(like, node, _body_of(node, adopt), unblocked=False)
 
 
 def async_parts_of(like: Any, node: PregelNode, adopt: Callable[[Any], Any]) -> Parts:
     """Return the parts of `node` for async runs: blocking code gets a thread."""
-    return instead_of(like, node, adopt(node.bound), unblocked=True)
+    return instead_of(like, node, _body_of(node, adopt), unblocked=True)
+
+
+def _body_of(node: PregelNode, adopt: Callable[[Any], Any]) -> Any:
+    """Return what a node runs before its writers, `None` where that is nothing."""
+    if node.bound is DEFAULT_BOUND and node.flat_writers:
+        return None
+    return adopt(node.bound)
 
 
 def _unblocked(part: Any) -> Any:
@@ -223,6 +234,8 @@ def _unblocked(part: Any) -> Any:
     The loop's executor has a handful of threads and is waited for by `asyncio.run`: a
     few cut nodes in it would starve everything else.
     """
+    if part is None:
+        return None
     if isinstance(part, RunnableSequence):
         # LangGraph takes sequences apart; so do we.
         return RunnableSeq(*[_unblocked(step) for step in part.steps])

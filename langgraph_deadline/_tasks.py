@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -48,7 +49,16 @@ def call_guarded(
     policies = tuple(options.pop("retry_policy", None) or ())
     body = _Body(name, func, policies, options.pop("timeout", None))
     options["retry_policy"] = ONE_ATTEMPT if policies else None
-    return call(_guarded(run, caller, body), input, **options)
+    made = call(_guarded(run, caller, body), input, **options)
+    if isinstance(made, asyncio.Future):
+        made.add_done_callback(functools.partial(_seen, caller))
+    return made
+
+
+def _seen(caller: Step, made: asyncio.Future[Any]) -> None:
+    """Have a task that ended with its caller's cut not complain of being forgotten."""
+    if not made.cancelled() and caller.cause_of_cut() is not None:
+        made.exception()
 
 
 def _guarded(run: Run, caller: Step, body: _Body) -> Callable[..., Any]:

@@ -228,6 +228,40 @@ def test_c6_a_subgraph_that_cannot_save_hands_over_what_it_reached(
     assert graph.get_state(THREAD).values == driven.values
 
 
+class StuckAtTheEnd(InMemorySaver):
+    """A checkpointer that hangs once the last node has begun."""
+
+    def __init__(self, trial: Trial) -> None:
+        super().__init__()
+        self.trial = trial
+
+    def put(self, *args: Any) -> Any:
+        if "last" in self.trial.started:
+            self.trial.released.wait(10)
+        return super().put(*args)
+
+    async def aput(self, *args: Any) -> Any:
+        while "last" in self.trial.started and not self.trial.released.is_set():
+            await asyncio.sleep(20)
+        return super().put(*args)
+
+
+@pytest.mark.parametrize("how", ALL)
+def test_c6_an_answer_that_cannot_be_saved_in_time_is_returned_all_the_same(
+    how: How,
+) -> None:
+    """All work was done: there is nothing that a fallback could stand in for."""
+    trial = Trial(how)
+    builder = chain(trial, "first", "last")
+    graph = trial.compile(builder, "fallback", checkpointer=StuckAtTheEnd(trial))
+    driven = trial.drive(graph, config=THREAD)
+    assert driven.error is None
+    assert driven.values["log"] == ["first", "last"]
+    assert driven.report.outcome == "deadline"
+    assert trial.started == ["first", "last"]
+    assert driven.elapsed <= trial.end + GRACE + (0.6 if trial.real else 1e-6)
+
+
 # C7: one fallback.
 
 

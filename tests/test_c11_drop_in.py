@@ -376,6 +376,39 @@ def test_c11_event_streams_are_the_same() -> None:
     ]
 
 
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+def test_c11_callbacks_see_the_same_where_the_start_branches(how: str) -> None:
+    """START has no body: nothing is told of one, and its edge bears the same tag."""
+
+    class Seen(BaseCallbackHandler):
+        def __init__(self) -> None:
+            self.told: list[Any] = []
+
+        def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
+            self.told.append((kwargs.get("name"), kwargs.get("tags")))
+
+    def work(state: Any) -> Any:
+        return {"log": ["work"]}
+
+    def route(state: Any) -> str:
+        return "work"
+
+    seen: list[Any] = []
+    for factory in (LangGraphStateGraph, StateGraph):
+        builder: Any = factory(State).add_node(work)
+        graph = builder.add_conditional_edges(START, route, ["work"]).compile()
+        for options in ({}, {"deadline": 60}) if factory is StateGraph else ({},):
+            handler = Seen()
+            config: Any = {"callbacks": [handler]}
+            if how == "invoke":
+                graph.invoke({"log": []}, config, **options)
+            else:
+                asyncio.run(graph.ainvoke({"log": []}, config, **options))
+            seen.append(handler.told)
+    assert seen[0] == seen[1] == seen[2]
+    assert len(seen[0]) == 4
+
+
 def test_c11_callbacks_see_the_same_tree() -> None:
     """A tracer's runs have the same names and parents, in the same order."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import os
@@ -22,6 +23,7 @@ from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGenerationChunk
 from langgraph.config import get_stream_writer
+from langgraph.func import entrypoint, task
 from langgraph.graph import END, START
 from langgraph.types import Send
 
@@ -32,6 +34,7 @@ from langgraph_deadline import (
     _clock,
     _run,
     current_deadline,
+    with_deadline,
 )
 from langgraph_deadline.testing import run_virtual
 
@@ -796,3 +799,31 @@ def test_c12_a_cancelled_run_is_reported_as_cancelled() -> None:
     (report,) = run_virtual(main())
     assert report.outcome == "cancelled"
     assert report.cause == "cancelled"
+
+
+@pytest.mark.parametrize("mode", ["fallback", "raise"])
+def test_c12_tasks_that_were_cut_do_not_complain_of_being_forgotten(mode: str) -> None:
+    """Of several in flight the first ends the entrypoint; nobody awaits the others."""
+
+    @task
+    async def slow(number: int) -> int:
+        await asyncio.sleep(3600)
+        return number
+
+    @entrypoint()
+    async def work(count: int) -> list[int]:
+        return [await one for one in [slow(number) for number in range(count)]]
+
+    options: Any = {"fallback": lambda count: "degraded"} if mode == "fallback" else {}
+    told: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: told.append(context))
+        with contextlib.suppress(DeadlineExceeded):
+            await with_deadline(work, 10, **options).ainvoke(3)
+        gc.collect()
+
+    run_virtual(main())
+    gc.collect()
+    assert told == []

@@ -48,7 +48,7 @@ from langgraph.managed.base import ManagedValue
 from langgraph.pregel import Pregel, _retry, _runner
 from langgraph.pregel._draw import add_edge, draw_graph
 from langgraph.pregel._io import read_channels
-from langgraph.pregel._read import PregelNode
+from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langgraph.pregel._write import ChannelWrite, ChannelWriteEntry
 from langgraph.pregel.protocol import StreamProtocol
 from langgraph.runtime import RunControl, Runtime
@@ -101,6 +101,16 @@ def inside(look: Any, *, stream: bool = False, is_async: bool = False) -> Any:
 
 
 both = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+
+
+def test_a_node_without_a_body_has_the_default_one() -> None:
+    """It is left out of the sequence that is run: START has writers alone."""
+    builder = StateGraph(State).add_node("work", lambda state: None)
+    builder.add_conditional_edges(START, lambda state: "work", ["work"])
+    start = builder.compile().nodes[START]
+    assert start.bound is DEFAULT_BOUND
+    assert start.node is not None
+    assert start.node.steps == start.flat_writers  # type: ignore[attr-defined]
 
 
 # The config of a task.

@@ -101,6 +101,53 @@ def test_a_graph_called_in_a_function_that_cannot_save_hands_nothing_over() -> N
     assert run_virtual(main(inside))["log"] == ["part", "degrade"]
 
 
+@pytest.mark.parametrize("durability", ["async", "sync"])
+def test_an_engine_that_waits_for_its_checkpointer_runs_no_fallback(
+    durability: Any,
+) -> None:
+    """With `durability="sync"` it waits before it goes on, to whatever node."""
+
+    class State(TypedDict, total=False):
+        log: Annotated[list[str], operator.add]
+
+    class Stuck(InMemorySaver):
+        async def aput(self, config: Any, *args: Any) -> Any:
+            if "one" in ran:
+                await asyncio.sleep(3600)
+            return super().put(config, *args)
+
+    ran: list[str] = []
+
+    def adding(name: str) -> Any:
+        async def node(state: State) -> State:
+            ran.append(name)
+            if name == "two":
+                await asyncio.sleep(3600)
+            return {"log": [name]}
+
+        return node
+
+    async def main() -> Any:
+        builder = StateGraph(State).add_node("one", adding("one"))
+        builder.add_node("two", adding("two")).add_edge("one", "two")
+        builder.add_node("degrade", adding("degrade")).add_edge(START, "one")
+        policy = DeadlinePolicy(seconds=40, reserve=timedelta(seconds=10))
+        graph = builder.compile(Stuck(), deadline=policy, fallback="degrade")
+        config: Any = {"configurable": {"thread_id": "1"}}
+        began = _clock.now()
+        try:
+            return await graph.ainvoke({"log": []}, config, durability=durability)
+        finally:
+            assert _clock.now() - began == pytest.approx(40 + policy.cancel_grace)
+
+    if durability == "async":
+        assert run_virtual(main())["log"] == ["one", "degrade"]
+    else:
+        with pytest.raises(DeadlineExceeded):
+            run_virtual(main())
+        assert ran == ["one"]
+
+
 @pytest.mark.realtime
 def test_what_belongs_to_the_callers_thread_is_not_for_nodes() -> None:
     """Such as a connection of `sqlite3` with its default settings."""

@@ -89,9 +89,12 @@ class Bench:
     """The states that the fallback was called with."""
     chunks: list[Any] = field(default_factory=list)
     fallback_fails: bool = False
+    lets_go: bool = False
+    """Whether the fallback lets stragglers go on, and waits for what they do."""
     on_reach: list[Callable[[], None]] = field(default_factory=list)
     on_release: list[Callable[[], None]] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
+    went_on: threading.Event = field(default_factory=threading.Event)
     clock: Any = None
     began: float = 0.0
     """When the first turn began, on that clock."""
@@ -154,9 +157,24 @@ class Bench:
 
         def degrade(state: Any) -> Any:
             self.called_back(state)
+            if self.lets_go:
+                self.release()
+                self.went_on.wait(self.takes)
             return {"log": ["degrade"]}
 
-        return self.kind_of(degrade)
+        async def adegrade(state: Any) -> Any:
+            self.called_back(state)
+            if self.lets_go:
+                self.release()
+                await asyncio.sleep(self.takes)
+            return {"log": ["degrade"]}
+
+        return adegrade if self.is_async else degrade
+
+    @property
+    def takes(self) -> float:
+        """What the fallback takes at most (in seconds)."""
+        return (1.0 if self.virtual else 0.4) if self.lets_go else 0.0
 
     def called_back(self, state: Any) -> None:
         """Note what the fallback was called with, and fail there if that is asked."""
@@ -196,6 +214,7 @@ class Bench:
                 effect()
             except Exception as error:  # noqa: BLE001 - what the invariants look at
                 self.refused.append(type(error).__name__)
+        self.went_on.set()
 
 
 async def nap(seconds: float) -> None:

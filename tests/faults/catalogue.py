@@ -13,12 +13,15 @@ from langgraph.store.memory import InMemoryStore
 from . import bodies
 from .driving import Leaving
 from .places import PLACES, Place
-from .surroundings import EVENTS, FailingSaver, FailingStore, SlowSaver
+from .surroundings import FailingSaver, FailingStore, SlowSaver
 
-Ending = Literal["answered", "fails", "raised", "stored", "left", "late", "resumed"]
+Ending = Literal[
+    "answered", "fails", "raised", "stored", "unsaved", "left", "late", "resumed"
+]
 """How a run ends: with the fallback's answer; the fallback's own error; the error of
-what failed; whatever could still be stored; its caller has left; as late as it was
-blocked; in another process."""
+what failed; with the fallback's answer, which could not be stored; with all its work
+done, which could not be stored; its caller has left; as late as it was blocked; in
+another process."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Fault:
     """Whether an async body outlives its cancellation, for the whole grace."""
     returns: bool = False
     """Whether an async body returns in its grace: what it returns is kept."""
+    goes_on: bool = False
+    """Whether the body then tries what a straggler must not do."""
     observed: bool = False
     killed: Literal["inside", "between"] | None = None
 
@@ -44,27 +49,45 @@ JUMPS = {days: bodies.jump(days) for days in (1, -1)}
 
 FAULTS = (
     Fault("hang", bodies.hang, bodies.ahang),
-    Fault("swallow once", bodies.swallow_once, bodies.aswallow_once, returns=True),
+    Fault(
+        "swallow once",
+        bodies.swallow_once,
+        bodies.aswallow_once,
+        returns=True,
+        goes_on=True,
+    ),
     Fault(
         "swallow for ever",
         bodies.swallow_for_ever,
         bodies.aswallow_for_ever,
         resists=True,
+        goes_on=True,
     ),
     Fault(
-        "slow clean-up", bodies.clean_up_slowly, bodies.aclean_up_slowly, resists=True
+        "slow clean-up",
+        bodies.clean_up_slowly,
+        bodies.aclean_up_slowly,
+        resists=True,
+        goes_on=True,
     ),
-    Fault("blocking sleep", bodies.blocking_sleep),
-    Fault("blocking C call", bodies.blocking_c_call),
-    Fault("busy Python loop", bodies.busy_loop),
+    Fault("blocking sleep", bodies.blocking_sleep, goes_on=True),
+    Fault("blocking C call", bodies.blocking_c_call, goes_on=True),
+    Fault("busy Python loop", bodies.busy_loop, goes_on=True),
     Fault("exception while being cut", bodies.fail_while_cut, bodies.afail_while_cut),
     Fault("exception in the fallback", bodies.hang, bodies.ahang, ending="fails"),
     Fault("observer raising", bodies.hang, bodies.ahang, observed=True),
     Fault(
         "checkpointer slow",
+        bodies.hang,
+        bodies.ahang,
+        ending="stored",
+        saver=SlowSaver,
+    ),
+    Fault(
+        "checkpointer slow at the end",
         bodies.touch,
         bodies.atouch,
-        ending="stored",
+        ending="unsaved",
         saver=SlowSaver,
     ),
     Fault(
@@ -78,7 +101,6 @@ FAULTS = (
         "store failing",
         bodies.use_store,
         bodies.ause_store,
-        ending="raised",
         store=FailingStore,
     ),
     Fault(
@@ -145,8 +167,6 @@ class Cell:
             return "there is no generator to close"
         if self.fault.ending == "late" and self.how in SYNC:
             return "there is no event loop to block"
-        if self.fault.observed and not EVENTS:
-            return "there are no observers yet"
         return None
 
 

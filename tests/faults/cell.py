@@ -41,10 +41,21 @@ def graph_of(cell: Cell, bench: Bench) -> Any:
     )
 
 
+def bench_for(cell: Cell) -> Bench:
+    """Return what the cell is made on."""
+    return Bench(
+        cell.how,
+        fallback_fails=cell.fault.ending == "fails",
+        lets_go=cell.fault.goes_on
+        and not cell.fault.returns
+        and cell.place.name != "fallback",
+    )
+
+
 def run(cell: Cell) -> None:
     """Run `cell` and check it."""
     before = invariants.Before.now()
-    bench = Bench(cell.how, fallback_fails=cell.fault.ending == "fails")
+    bench = bench_for(cell)
     surround(bench, cell.fault.saver, cell.fault.store)
     graph = graph_of(cell, bench)
     try:
@@ -93,6 +104,7 @@ def _run(cell: Cell, bench: Bench, graph: Any, before: invariants.Before) -> Non
         turns.append(drive(_next(bench, graph, name)))
         ran.append(list(bench.started))
     invariants.next_turn_is_clean(*turns, ran)
+    invariants.no_call_is_open(cell, turns[0])
 
 
 async def _arun(
@@ -113,4 +125,5 @@ async def _arun(
         turns.append(await adrive(_next(bench, graph, name)))
         ran.append(list(bench.started))
     invariants.next_turn_is_clean(*turns, ran)
+    invariants.no_call_is_open(cell, turns[0])
     invariants.loop_is_empty()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from harness import SYNC
 
 from langgraph_deadline import DeadlineExceeded, _cut, _threads
 
 from .bench import GRACE, Bench
 from .catalogue import Cell
 from .driving import Turn
-from .surroundings import FailingSaver
 
 MARGIN = 0.6
 """What a busy machine may add where time is real (in seconds)."""
@@ -44,54 +46,89 @@ def facts(bench: Bench, graph: Any, config: Any) -> Facts:
 def first_turn(cell: Cell, bench: Bench, turn: Turn) -> None:
     """Check a turn with a fault in it, as its caller sees it."""
     assert bench.reached, "the fault was never reached"
-    ended_as_it_must(cell, bench, turn)
+    ended_as_it_must(cell, turn)
     on_time(cell, bench, turn)
     sticky(cell, turn)
-    one_fallback(cell, bench)
+    one_fallback(cell, bench, turn)
     finished_work_is_kept(cell, bench, turn)
     nothing_leads_on(cell, bench)
 
 
-def ended_as_it_must(cell: Cell, bench: Bench, turn: Turn) -> None:
+def ends(cell: Cell, turn: Turn) -> str:
+    """Return how the cell's run ends, where the place has a say in it as well."""
+    ending = cell.fault.ending
+    if may_be_stuck(cell) and type(turn.error) is DeadlineExceeded:
+        return "exceeded"
+    if cell.place.name == "fallback" and ending in ("answered", "stored", "late"):
+        return "exceeded"  # the fallback hangs
+    if cell.place.name in ("fallback", "subgraph") and ending == "unsaved":
+        return "stored"  # a node hangs before; the subgraph cannot save, and is cut
+    return ending
+
+
+def ended_as_it_must(cell: Cell, turn: Turn) -> None:
     """The caller gets what the table says."""
-    ending, error = cell.fault.ending, turn.error
-    in_fallback = cell.place.name == "fallback"
-    if ending == "fails":
-        assert type(error) is ValueError, error
-    elif ending == "raised":
-        late = in_fallback and cell.fault.saver is FailingSaver
-        assert type(error) in {OSError, DeadlineExceeded if late else OSError}, error
-    elif ending == "left":
-        kinds = (asyncio.CancelledError, KeyboardInterrupt)
-        closed = cell.fault.leaving == "closed"
-        assert error is None if closed else isinstance(error, kinds), error
-    elif ending == "stored":
-        assert error is None or type(error) is DeadlineExceeded, error
-    elif in_fallback:
-        assert type(error) is DeadlineExceeded, error
-    else:
-        assert error is None, error
-        assert turn.values["log"][-2:] == ["degrade", "closing"]
+    error = turn.error
+    match ends(cell, turn):
+        case "fails":
+            assert type(error) is ValueError, error
+        case "raised":
+            hung = DeadlineExceeded if cell.place.name == "fallback" else OSError
+            assert type(error) in {OSError, hung}, error  # whichever comes first
+        case "exceeded":
+            assert type(error) is DeadlineExceeded, error
+        case "left":
+            kinds = (asyncio.CancelledError, KeyboardInterrupt)
+            closed = cell.fault.leaving == "closed"
+            assert error is None if closed else isinstance(error, kinds), error
+        case "unsaved":
+            assert error is None, error
+            assert turn.values["log"][-1] == "after"
+        case "stored" if may_be_stuck(cell):
+            assert error is None, error
+            assert turn.values["log"][-1] in ("degrade", "closing")
+        case _:
+            assert error is None, error
+            assert turn.values["log"][-2:] == ["degrade", "closing"]
+
+
+def may_be_stuck(cell: Cell) -> bool:
+    """Return whether the engine itself may hang, so that nothing goes on.
+
+    In sync runs LangGraph saves in the few threads that nodes need as well.
+    """
+    return cell.fault.ending in ("stored", "unsaved") and cell.how in SYNC
 
 
 def on_time(cell: Cell, bench: Bench, turn: Turn) -> None:
     """By the deadline, at most the grace later, and not before time is up."""
     margin = 1e-6 if bench.virtual else MARGIN
-    in_fallback = cell.place.name == "fallback"
     if cell.fault.ending == "left":
         assert turn.left_at is not None
         since = bench.began + turn.elapsed - turn.left_at
         assert since <= GRACE + 0.1 + margin, f"left {since} s ago"
         return
-    at = bench.end if in_fallback or cell.fault.ending == "stored" else bench.work
-    early = cell.fault.ending in ("raised", "stored", "fails")
-    if cell.fault.ending == "late":
-        at = bench.end if in_fallback else bench.work + 0.5
-        margin += 1.0 if in_fallback else 0.0  # what it was blocked beyond the deadline
-    late = GRACE if cell.fault.resists or cell.fault.ending == "stored" else 0.0
-    assert turn.elapsed <= at + late + margin
-    if not early:
-        assert turn.elapsed >= (bench.end if in_fallback else bench.work) - 1e-3
+    earliest, latest = times(cell, bench, turn)
+    assert earliest - 1e-3 <= turn.elapsed <= latest + margin, turn.elapsed
+
+
+def times(cell: Cell, bench: Bench, turn: Turn) -> tuple[float, float]:
+    """Return when the run must end: from, to (in seconds)."""
+    in_fallback = cell.place.name == "fallback"
+    resists = GRACE if cell.fault.resists and bench.is_async else 0.0
+    match ends(cell, turn):
+        case "stored" | "unsaved":
+            return bench.end, bench.end + GRACE
+        case "exceeded" if cell.fault.ending in ("stored", "unsaved"):
+            return bench.end, bench.end + GRACE
+        case "late":
+            return bench.work, bench.work + 0.5
+        case "exceeded" if cell.fault.ending == "late":
+            return bench.end, bench.end + 1.0  # what it was blocked beyond the deadline
+        case "fails":
+            return bench.work, bench.work
+    at = bench.end if in_fallback else bench.work
+    return at, at + resists + bench.takes
 
 
 def sticky(cell: Cell, turn: Turn) -> None:
@@ -100,22 +137,20 @@ def sticky(cell: Cell, turn: Turn) -> None:
     expected = {"deadline"}
     if cell.fault.ending == "left" and cell.place.name != "fallback":
         expected = {"cancelled"}  # in the fallback the deadline has come first
-    elif cell.fault.ending == "raised":
-        expected = {"deadline", "error"}
     assert report.outcome in expected, report
     if cell.fault.ending == "late":
         named = [entry.name for entry in report.stragglers if entry.blocked_loop]
         assert cell.place.blocker in named, report
 
 
-def one_fallback(cell: Cell, bench: Bench) -> None:
-    """Exactly one fallback where it answers, never more than one, none for nobody."""
-    times = bench.started.count("degrade")
-    ending = cell.fault.ending
-    if cell.place.name == "fallback" or ending in ("answered", "fails", "late"):
-        assert times == 1
+def one_fallback(cell: Cell, bench: Bench, turn: Turn) -> None:
+    """Exactly one fallback; none where nobody waits, or where all work was done."""
+    times_called = bench.started.count("degrade")
+    for_nobody = cell.fault.ending == "left" and cell.place.name != "fallback"
+    if may_be_stuck(cell) and turn.error is not None:
+        assert times_called <= 1
     else:
-        assert times <= (ending != "left")
+        assert times_called == (0 if for_nobody or ends(cell, turn) == "unsaved" else 1)
 
 
 def finished_work_is_kept(cell: Cell, bench: Bench, turn: Turn) -> None:
@@ -125,6 +160,8 @@ def finished_work_is_kept(cell: Cell, bench: Bench, turn: Turn) -> None:
         assert logged_by(cell) <= logged, state
         assert set(cell.place.found) <= found, state
         assert set(cell.place.answered) <= answers, state
+        if cell.fault.returns and bench.is_async:
+            assert set(cell.place.returned) <= logged | found | answers, state
         if turn.error is None and turn.values is not None:
             assert turn.values["log"][: len(state["log"])] == state["log"]
 
@@ -148,8 +185,10 @@ def logged_by(cell: Cell) -> set[str]:
 
 def nothing_leads_on(cell: Cell, bench: Bench) -> None:
     """The edges of what was cut do not fire."""
-    if cell.fault.ending != "stored":
+    if cell.fault.ending != "unsaved":
         assert "after" not in bench.started
+    if cell.place.name == "retry":
+        assert bench.started.count("suspect") == 2, "another attempt was made"
 
 
 def fenced(cell: Cell, before: Facts, after: Facts, bench: Bench) -> None:
@@ -157,9 +196,11 @@ def fenced(cell: Cell, before: Facts, after: Facts, bench: Bench) -> None:
     assert "late tool" not in bench.started, "a straggler started a tool"
     assert "late" not in bench.chunks
     assert bench.store.search(("late",)) == []
-    if cell.fault.ending == "stored":
-        return  # one write was on its way already
-    for name in UNCHANGED:
+    if cell.fault.goes_on:
+        assert len(bench.refused) >= 2, "a straggler did not even try"
+    # What could not be saved in time is saved once it can be.
+    saves_late = cell.fault.ending in ("stored", "unsaved")
+    for name in ("started", "store", "chunks") if saves_late else UNCHANGED:
         assert getattr(after, name) == getattr(before, name), name
 
 
@@ -173,6 +214,28 @@ def next_turn_is_clean(cut: Turn, fresh: Turn, ran: list[list[str]]) -> None:
         assert report.outcome == "completed"
     log = fresh.values["log"]
     assert sorted(cut.values["log"][-len(log) :]) == sorted(log)
+
+
+def no_call_is_open(cell: Cell, turn: Turn) -> None:
+    """A model could be asked again with the messages of the turn after the cut.
+
+    Where nothing of the cut could be saved, the thread is as after a crash.
+    """
+    if cell.fault.ending != "raised":
+        assert open_calls(turn.values.get("messages", ())) == set()
+
+
+def open_calls(messages: Iterable[Any]) -> set[str]:
+    """Return the ids of tool calls that have no answer before the model's next word."""
+    waiting: set[str] = set()
+    found: set[str] = set()
+    for message in messages:
+        if message.type == "tool":
+            waiting.discard(message.tool_call_id)
+            continue
+        found |= waiting
+        waiting = {call["id"] for call in getattr(message, "tool_calls", ())}
+    return found | waiting
 
 
 @dataclass(frozen=True)

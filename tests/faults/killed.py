@@ -175,6 +175,7 @@ def resume(cell: Cell, path: str) -> None:
                 turns.append(drive(call))
     resumed_where_it_was(cell, turns[0], turns[2], ran[0])
     invariants.next_turn_is_clean(turns[1], turns[2], ran[1:])
+    invariants.no_call_is_open(cell, turns[1])
     invariants.nothing_is_left(before)
 
 

@@ -195,17 +195,25 @@ class Place:
     found: tuple[str, ...] = ()
     answered: tuple[str, ...] = ()
     """Tools that have answered."""
+    returned: tuple[str, ...] = ()
+    """What is kept as well of an async body that returns within the grace."""
     blocker: str = "suspect"
     """The step that is named when the event loop is blocked there."""
 
 
 PLACES = (
-    Place("node", node),
-    Place("tool", tool, answered=("quick",), blocker="faulty"),
+    Place("node", node, returned=("suspect",)),
+    Place("tool", tool, answered=("quick",), returned=("faulty",), blocker="faulty"),
     Place("model", model, blocker="AsyncFaultyModel"),
-    Place("retry", retry),
-    Place("subgraph", subgraph, found=("first", "beside"), blocker="inner"),
-    Place("send", send, logged=("worker 0", "worker 2")),
+    Place("retry", retry, returned=("suspect",)),
+    Place(
+        "subgraph",
+        subgraph,
+        found=("first", "beside"),
+        returned=("inner",),
+        blocker="inner",
+    ),
+    Place("send", send, logged=("worker 0", "worker 2"), returned=("worker 1",)),
     Place("fallback", fallback, blocker="degrade"),
     Place("edge", edge, logged=("suspect",)),
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.store.base import PutOp
 from langgraph.store.memory import InMemoryStore
+
+from langgraph_deadline.events import observe
 
 from .bench import PATIENCE, Bench
 
@@ -95,15 +96,10 @@ def surround(bench: Bench, saver: type[Any], store: type[Any]) -> None:
             thing.bench = bench  # type: ignore[union-attr]
 
 
-EVENTS = importlib.util.find_spec("langgraph_deadline.events") is not None
-"""Whether there are observers; the cells with one are listed as missing until then."""
-
-
 def observed(*, failing: bool) -> AbstractContextManager[Any]:
     """Return a block whose runs are observed by what raises at every event."""
     if not failing:
         return nullcontext()
-    from langgraph_deadline.events import observe
 
     def observer(event: Any) -> None:
         msg = f"the observer fails at {event}"
