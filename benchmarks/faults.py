@@ -99,7 +99,7 @@ def _sort(case: ET.Element, results: Results) -> None:
     is_cell = cell.count("/") == 2
     if failure is not None:
         results.failed[cell if is_cell else name] = _first_line(failure)
-    elif skipped is not None:
+    elif skipped is not None and skipped.get("type") == "pytest.xfail":
         results.known[cell if is_cell else name] = skipped.get("message") or ""
     elif is_cell:
         results.passed.append(cell)
@@ -185,7 +185,10 @@ def _without_how(name: str) -> str:
 NOTE = """Each number says in how many of the ways to drive a graph (invoke, ainvoke, \
 stream, astream) all invariants held, of how many there are: on time, sticky, nothing \
 starts after the cut, fenced, finished work kept, one fallback, next turn clean, \
-nothing left behind."""
+nothing left behind. Async cells run in virtual time and are exact; sync ones may be \
+0.6 s later than they should, on a machine that may be busy. A run that was killed \
+is resumed in another process: it goes on where it was, the next turn is clean, and \
+nothing is left behind."""
 
 
 def write(results: Results, about: dict[str, Any], took: float, folder: Path) -> None:

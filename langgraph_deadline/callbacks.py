@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -324,3 +325,21 @@ def _call_ended(run_id: UUID, tell: Callable[[SeenCall], None] | None = None) ->
     if call is not None and tell is not None:
         tell(call)
     run.journal.call_ended(run_id)
+
+
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    """Return whether LangChain tells of more than that we refused something.
+
+    It warns of every error of a handler. A refusal is how a straggler is stopped, and
+    is on the report: it would read like a fault of ours.
+    """
+    told = record.args
+    if not isinstance(told, tuple) or len(told) != len(_TOLD):
+        return True
+    handler, _, error = map(str, told)
+    refused = error.startswith(("RunCut(", "DeadlineExceeded("))
+    return handler != DeadlineHandler.__name__ or not refused
+
+
+_TOLD = ("handler", "event", "error")
+logging.getLogger("langchain_core.callbacks.manager").addFilter(_is_no_refusal)

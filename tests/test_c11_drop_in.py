@@ -18,13 +18,21 @@ from langchain_core.messages import AIMessage, AnyMessage
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langgraph.cache.memory import InMemoryCache
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.func import entrypoint, task
 from langgraph.graph import END, START, add_messages
 from langgraph.graph import StateGraph as LangGraphStateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel import Pregel
 from langgraph.runtime import Runtime
 from langgraph.store.memory import InMemoryStore
-from langgraph.types import CachePolicy, Command, Send, StreamWriter, interrupt
+from langgraph.types import (
+    CachePolicy,
+    Command,
+    RetryPolicy,
+    Send,
+    StreamWriter,
+    interrupt,
+)
 from typing_extensions import TypedDict  # pydantic asks for this one before 3.12
 
 from langgraph_deadline import (
@@ -407,6 +415,38 @@ def test_c11_callbacks_see_the_same_where_the_start_branches(how: str) -> None:
             seen.append(handler.told)
     assert seen[0] == seen[1] == seen[2]
     assert len(seen[0]) == 4
+
+
+def test_c11_a_task_with_retries_is_one_run_to_callbacks() -> None:
+    """A limit: LangGraph tells of each attempt."""
+
+    class Seen(BaseCallbackHandler):
+        def __init__(self) -> None:
+            self.told: list[str] = []
+
+        def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
+            self.told.append(str(kwargs.get("name")))
+
+    def graph() -> Any:
+        failures = [ConnectionError("gone")]
+
+        @task(retry_policy=RetryPolicy(initial_interval=0.01))
+        def fetch(page: int) -> int:
+            if failures:
+                raise failures.pop()
+            return page
+
+        @entrypoint()
+        def work(page: int) -> int:
+            return fetch(page).result()
+
+        return work
+
+    plain, ours = Seen(), Seen()
+    assert graph().invoke(1, {"callbacks": [plain]}) == 1
+    assert with_deadline(graph(), 60).invoke(1, {"callbacks": [ours]}) == 1
+    assert plain.told.count("fetch") == 2
+    assert ours.told.count("fetch") == 1
 
 
 def test_c11_callbacks_see_the_same_tree() -> None:

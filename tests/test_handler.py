@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
@@ -666,3 +667,21 @@ def test_handler_can_be_copied_and_pickled() -> None:
     ):
         assert again.seconds == 5
         assert again._began == {}
+
+
+def test_handler_a_refusal_is_not_logged_as_an_error_of_a_callback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """LangChain warns of errors of handlers; this one is how work is stopped."""
+
+    class Broken(BaseCallbackHandler):
+        def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
+            msg = "broken"
+            raise ValueError(msg)
+
+    step = RunnableLambda(lambda value: value)
+    with pytest.raises(DeadlineExceeded), langgraph_deadline.fail_after(1e-9):
+        step.invoke(1, {"callbacks": [Broken(), DeadlineHandler()]})
+    assert [record.getMessage() for record in caplog.records] == [
+        "Error in Broken.on_chain_start callback: ValueError('broken')"
+    ]
