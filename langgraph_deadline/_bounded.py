@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing as _closing
 from datetime import timedelta
 from functools import partial
 from typing import Any, Generic
 
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import RunnableConfig, RunnableSequence
+from langchain_core.runnables.base import RunnableBindingBase
+from langgraph.constants import START
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.pregel import Pregel
@@ -23,7 +26,7 @@ from ._begin import (
     wire_of,
     with_graph_handler,
 )
-from ._channels import closable
+from ._channels import closable, leads_on
 from ._drive import LateItems, drive_astream, drive_async, drive_stream, drive_sync
 from ._ending import LastRun
 from ._fallback import Fallback, attach_fallback, draw_fallback
@@ -31,7 +34,7 @@ from ._langgraph import (
     read_channels,
 )
 from ._run import Run, run_here
-from ._subagents import adopted_tool, handing_up
+from ._subagents import adopted_function, adopted_tool, handing_up
 from ._tool_node import bounded_tool_node
 from ._views import cache_view, saver_view, store_view
 from .deadline import Deadline
@@ -246,11 +249,18 @@ class BoundedGraph(Pregel[Any, Any, Any, Any]):
     def _late(self, kwargs: Mapping[str, Any], run: Run) -> Any:
         """Return the state that a run reached whose engine cannot end in time."""
         error = run.error()
-        answered = run.mode == "return" or (run.mode == "fallback" and run.answered)
-        if not answered or run.channels is None:
+        if run.channels is None or not self._has_answer(run):
             raise plain(error)
         keys = kwargs.get("output_keys") or self.output_channels
         return read_channels(run.channels, keys)
+
+    def _has_answer(self, run: Run) -> bool:
+        """Return whether the state is to be returned though it may not be saved."""
+        if run.mode != "fallback" or run.answered:
+            return run.mode != "raise"
+        # Nothing was left to be done when its checkpointer did not come back.
+        started = START in self.nodes and not (run.active or run.interrupted)
+        return started and not leads_on(run.channels)
 
     def _late_items(self, kwargs: Mapping[str, Any], run: Run) -> LateItems:
         """Return how a stream ends whose engine cannot end in time."""
@@ -338,12 +348,33 @@ def bounded(
 
 
 def adopt(thing: Any) -> Any:
-    """Return a node's subgraph or tools so that they can hand over what they have."""
-    if isinstance(thing, Pregel) and not isinstance(thing, BoundedGraph):
+    """Return a node's body so that what it calls can be cut, and hand over what it has.
+
+    A graph or tool node that is the body, or its end, gives the node its state as it
+    is. What is called before, or by a function, is looked at by the user's own code.
+    """
+    if isinstance(thing, BoundedGraph):
+        return thing
+    if isinstance(thing, Pregel):
         return bounded(thing)
     if isinstance(thing, ToolNode):
         return bounded_tool_node(thing, _adopt_inside)
-    return thing
+    if isinstance(thing, RunnableBindingBase):
+        bound = adopt(thing.bound)
+        return thing if bound is thing.bound else _like(thing, bound=bound)
+    if isinstance(thing, RunnableSequence):
+        *first, last = thing.steps
+        steps = [*(adopted_function(step, _adopt_in_node) for step in first)]
+        steps.append(adopt(last))
+        if all(map(operator.is_, steps, thing.steps)):
+            return thing
+        return _like(thing, first=steps[0], middle=steps[1:-1], last=steps[-1])
+    return adopted_function(thing, _adopt_in_node)
+
+
+def _like(runnable: Any, **parts: Any) -> Any:
+    """Return a copy of a composed Runnable with other parts."""
+    return runnable.model_copy(update=parts)
 
 
 def _adopt_inside(tool: Any) -> Any:
@@ -352,7 +383,18 @@ def _adopt_inside(tool: Any) -> Any:
 
 
 def _adopt_called(thing: Any) -> Any:
+    """Return a graph that a tool calls."""
     return handing_up(bounded(thing)) if isinstance(thing, Pregel) else thing
+
+
+def _adopt_in_node(thing: Any) -> Any:
+    """Return a graph that a node's function calls.
+
+    The function does with an agent's messages what a tool does, most often: it takes
+    the last one for the answer. Without a word of its own, an agent that was cut would
+    answer with the question, or with some of the answers to its own calls.
+    """
+    return thing if isinstance(thing, BoundedGraph) else _adopt_called(thing)
 
 
 def _guarded(graph: Any) -> dict[str, Any]:

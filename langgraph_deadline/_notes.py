@@ -6,15 +6,19 @@ from typing import Any
 
 from . import _clock
 from ._record import Record
+from ._resume import record_writes
 from ._run import Run
-from ._views import record_writes
 
 
 def _due(run: Run) -> tuple[Any, list[Any], str] | None:
     """Return what has to be written at the end of `run`, `None` for most runs."""
     if run.saved.saver is None or run.implicit:
         return None
-    if run.interrupted:
+    # A cut comes first: a question that was asked beside it, or before it, is answered
+    # by a resume that needs time, and none of this run's is left.
+    if run.touched and (run.mode == "raise" or run.phase == "over"):
+        record = cut_record(run)
+    elif run.interrupted:
         record = Record(
             "interrupted",
             _clock.now() - run.started + run.spent,
@@ -23,8 +27,6 @@ def _due(run: Run) -> tuple[Any, list[Any], str] | None:
             run.asked_budget,
             run.cause if run.phase == "falling back" else None,
         )
-    elif run.touched and (run.mode == "raise" or run.phase == "over"):
-        record = cut_record(run)
     else:
         return None
     return record_writes(run, record)

@@ -15,12 +15,16 @@ from langchain_core.runnables import (
     RunnableSequence,
 )
 from langchain_core.runnables.config import run_in_executor
+from langgraph.errors import ParentCommand
+from langgraph.types import Command
 
 from . import _clock
 from ._backlog import TOKENS
 from ._cut import Step
 from ._guard import in_thread
 from ._langgraph import (
+    CONF,
+    CONFIG_KEY_CHECKPOINT_NS,
     DEFAULT_BOUND,
     MISSING,
     BranchSpec,
@@ -72,6 +76,20 @@ class Result:
             # Past its time, and nobody could cut it: it kept the event loop busy.
             self.step.late = True
         self.start()
+
+    def raised(self, error: BaseException, config: RunnableConfig) -> None:
+        """Note the update of a graph inside that was cut while it handed over.
+
+        A tool had told where to go on in this graph, beside one that was cut: its
+        update is a result as any other, but where it leads is not followed.
+        """
+        if self.step.cut is None or not isinstance(error, ParentCommand):
+            return
+        command: Command[Any] = error.args[0]
+        here = (config[CONF].get(CONFIG_KEY_CHECKPOINT_NS), self.step.name)
+        if command.graph in here:
+            self.value = Command(update=command.update)
+            self.at = _clock.now()
 
     def kept(self) -> Any:
         """Return the value, if it came before the cut or within its grace."""
@@ -130,6 +148,7 @@ class Parts:
                     value = part.invoke(value, config)
                 result.passed(index, self.last, value)
         except BaseException as error:
+            result.raised(error, config)
             manager.on_chain_error(error)
             raise
         end(seq, manager, value)
@@ -158,6 +177,7 @@ class Parts:
                 value = await part.ainvoke(value, config)
                 result.passed(index, self.last, value)
         except BaseException as error:
+            result.raised(error, config)
             await aerror(manager, error)
             raise
         await aend(seq, manager, value)

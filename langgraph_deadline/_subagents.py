@@ -1,34 +1,56 @@
-"""Agents that are called inside a tool: found where the tool's code holds them.
+"""Agents that a tool or a node calls: found where the code holds them.
 
 An agent that is no node of the graph (`deepagents` keeps its sub-agents in a closure, a
-user's tool its agent in a module's global) would run in threads that nobody can give
-up, and lose what it found when it is cut. So the tools of a bounded graph get copies of
-their functions, in which such a graph is replaced by one that can be cut. What holds no
-graph is left as it is, and the originals always are.
+user's tool or node its agent in a module's global) would run in threads that nobody can
+give up, and lose what it found when it is cut. So the tools and nodes of a bounded
+graph get copies of their functions, in which such a graph is replaced by one that can
+be cut. What holds no graph is left as it is, and the originals always are.
 """
 
 from __future__ import annotations
 
+import copy
 import dis
 import functools
-from collections.abc import Callable, Iterator, MutableMapping
+from abc import ABCMeta
+from collections import defaultdict
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    MutableMapping,
+    MutableSequence,
+)
 from types import CellType, CodeType, FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
-from langchain_core.runnables import RunnableSequence
+from langchain_core.runnables import (
+    RunnableAssign,
+    RunnableBranch,
+    RunnableLambda,
+    RunnableParallel,
+    RunnableSequence,
+    RunnableWithFallbacks,
+)
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.tools import BaseTool
+from langgraph.func import task
 from langgraph.pregel import Pregel
 
+from ._langgraph import RunnableCallable, RunnableSeq
 from ._scope import current
 
 if TYPE_CHECKING:
     _Dict = dict[Any, Any]
+    _List = list[Any]
 else:
 
     class _Dict(MutableMapping, dict):
         """A dict whose every method goes by the few that its subclass has."""
+
+    class _List(MutableSequence, list):
+        """A list whose every method goes by the few that its subclass has."""
 
 
 Adopt = Callable[[Any], Any]
@@ -37,9 +59,50 @@ Adopt = Callable[[Any], Any]
 T = TypeVar("T", bound=BaseTool)
 
 _DEPTH = 3
-"""How deep in dicts and tuples a graph is looked for."""
+"""How deep in containers and Runnables a graph is looked for."""
+
+_MANY = 100
+"""How many things a container may hold that is looked through: data is not."""
 
 _WRITES_GLOBALS = ("STORE_GLOBAL", "DELETE_GLOBAL")
+
+_TASKS: type[Any] = type(task(lambda: None))
+"""What `@task` makes of a function, `func`."""
+
+_ATTRIBUTES: dict[type[Any], tuple[str, ...]] = {
+    RunnableCallable: ("func", "afunc"),
+    RunnableLambda: ("func", "afunc"),
+    RunnableSeq: ("steps",),
+    _TASKS: ("func",),
+}
+"""What calls the functions or Runnables that these attributes hold."""
+
+_COMPOSED: dict[type[Any], tuple[str, ...]] = {
+    RunnableBindingBase: ("bound",),
+    RunnableSequence: ("first", "middle", "last"),
+    RunnableParallel: ("steps__",),
+    RunnableWithFallbacks: ("runnable", "fallbacks"),
+    RunnableBranch: ("branches", "default"),
+    RunnableAssign: ("mapper",),
+}
+"""Runnables that consist of others, and the fields in which those are."""
+
+_PLACES = {**_ATTRIBUTES, **_COMPOSED}
+
+_DICTS = (dict, defaultdict)
+"""Others have methods of their own, which nothing that stands for them would have."""
+
+_NAMED: tuple[type[Any], ...] = (
+    Pregel,
+    *_ATTRIBUTES,
+    *_COMPOSED,
+    MethodType,
+    functools.partial,
+    *_DICTS,
+    list,
+    tuple,
+)
+"""What a function may name as a global, beside functions of its own module."""
 
 
 def adopted_tool(tool: T, adopt: Adopt) -> T:
@@ -87,9 +150,9 @@ class _Adoption:
         return found
 
     def _search(self, value: Any, depth: int, seen: dict[int, FunctionType]) -> bool:
-        if isinstance(value, Pregel):
-            return self._graph(value) is not value
         if not isinstance(value, FunctionType):
+            if isinstance(value, Pregel):
+                return self._graph(value) is not value
             parts = _parts(value, depth)
             return any(self._search(part, depth - 1, seen) for part in parts)
         if id(value) in seen or id(value) in self._without:
@@ -119,20 +182,41 @@ class _Adoption:
         return self._made[id(graph)][1]
 
     def _container(self, value: Any) -> Any:
-        if isinstance(value, dict):
+        if type(value) in _DICTS:
             return _View(value, self.instead)
+        if type(value) is list:
+            return _Items(value, self.instead)
         if isinstance(value, tuple):
-            return tuple(self.instead(part) for part in value)
+            parts = map(self.instead, value)
+            named = getattr(type(value), "_make", None)
+            return tuple(parts) if named is None else named(parts)
         if isinstance(value, functools.partial):
-            args = [self.instead(arg) for arg in value.args]
-            named = {k: self.instead(v) for k, v in value.keywords.items()}
-            return functools.partial(self.instead(value.func), *args, **named)
+            return self._partial(value)
         if isinstance(value, MethodType):
-            return MethodType(self.instead(value.__func__), value.__self__)
-        if isinstance(value, RunnableBindingBase):
-            return value.model_copy(update={"bound": self.instead(value.bound)})
-        steps = [self.instead(step) for step in value.steps]
-        return RunnableSequence(*steps, name=value.name)
+            return self._method(value)
+        called = {k: self.instead(v) for k, v in _called_by(value).items()}
+        is_model = isinstance(value, tuple(_COMPOSED))
+        if is_model:
+            return value.model_copy(update=called)
+        copied = copy.copy(value)
+        for name, part in called.items():
+            setattr(copied, name, part)
+        return copied
+
+    def _partial(self, value: functools.partial[Any]) -> functools.partial[Any]:
+        args = map(self.instead, value.args)
+        named = {k: self.instead(v) for k, v in value.keywords.items()}
+        copied = functools.partial(self.instead(value.func), *args, **named)
+        copied.__dict__.update(value.__dict__)  # its name, and what it wraps
+        return copied
+
+    def _method(self, method: MethodType) -> MethodType:
+        owner = method.__self__
+        held = {name for name, value in _attributes(owner) if self.reaches(value)}
+        if held:
+            cls: Any = type(owner)
+            owner = _seen_as(cls)(owner, self.instead, held)
+        return MethodType(self.instead(method.__func__), owner)
 
     def _function(self, func: FunctionType) -> FunctionType:
         cells = func.__closure__ or ()
@@ -211,23 +295,151 @@ class _View(_Dict):
     def copy(self) -> dict[Any, Any]:
         return dict(self.items())
 
+    def __reduce__(self) -> Any:
+        return dict, (self.copy(),)
+
+
+class _Items(_List):
+    """A list as it is at any time, but for the graphs in it."""
+
+    def __init__(self, real: list[Any], instead: Adopt) -> None:
+        self._real = real
+        self._instead = instead
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._real[index]
+        if isinstance(index, slice):
+            return [self._instead(value) for value in found]
+        return self._instead(found)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._real[index] = value
+
+    def __delitem__(self, index: Any) -> None:
+        del self._real[index]
+
+    def __len__(self) -> int:
+        return len(self._real)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._instead, self._real)
+
+    def insert(self, index: Any, value: Any) -> None:
+        self._real.insert(index, value)
+
+    # What a sequence need not have, and a list has.
+
+    def copy(self) -> list[Any]:
+        return list(self)
+
+    def sort(self, *, key: Any = None, reverse: bool = False) -> None:
+        self._real.sort(key=key, reverse=reverse)
+
+    def __add__(self, other: Any) -> Any:
+        return list(self) + other
+
+    def __radd__(self, other: Any) -> Any:
+        return other + list(self)
+
+    def __mul__(self, times: Any) -> Any:
+        return list(self) * times
+
+    __rmul__ = __mul__
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == other or self._real == other
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return repr(self._real)
+
+    def __reduce__(self) -> Any:
+        return list, (list(self),)
+
+
+def _attributes(owner: Any) -> Iterable[tuple[str, Any]]:
+    """Return the attributes of a method's object, if it can be seen as another one.
+
+    Only a plain object can: one of which all that it is stands in its `__dict__`.
+    """
+    cls: Any = type(owner)
+    if type(cls) not in (type, ABCMeta) or cls.__new__ is not object.__new__:
+        return ()
+    for base in cls.__mro__:
+        own = vars(base)
+        if base in (object, Generic):
+            continue
+        if own.get("__slots__") or "__init_subclass__" in own:
+            return ()
+        if "__getattribute__" in own or "__setattr__" in own:
+            return ()
+    attributes = getattr(owner, "__dict__", {})
+    return list(attributes.items()) if len(attributes) <= _MANY else ()
+
+
+@functools.lru_cache(maxsize=256)
+def _seen_as(cls: Any) -> Callable[[Any, Adopt, set[str]], Any]:
+    """Return what makes, of an object of class `cls`, one that shares its attributes.
+
+    It is the same object for all that can be asked but `is`; only the graphs that it
+    holds are others.
+    """
+
+    def read(self: Any, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        _, instead, held = of(self)
+        changed = name in held or isinstance(value, Pregel)
+        return instead(value) if changed else value
+
+    def same(self: Any, other: Any) -> bool:
+        return of(self)[0] is (of(other)[0] if type(other) is seen else other)
+
+    def number(self: Any) -> int:
+        return hash(of(self)[0])
+
+    members: dict[str, Any] = {"__slots__": ("_deadline",), "__getattribute__": read}
+    if cls.__eq__ is object.__eq__ and cls.__hash__ is object.__hash__:
+        members |= {"__eq__": same, "__hash__": number}
+    names = ("__module__", "__qualname__", "__doc__")
+    members |= {name: getattr(cls, name) for name in names}
+    seen: Any = type(cls)(cls.__name__, (cls,), members)
+    slot = vars(seen)["_deadline"]
+    of: Callable[[Any], tuple[Any, Adopt, set[str]]] = slot.__get__
+
+    def make(owner: Any, instead: Adopt, held: set[str]) -> Any:
+        made = object.__new__(seen)
+        slot.__set__(made, (owner, instead, held))
+        object.__setattr__(made, "__dict__", owner.__dict__)
+        return made
+
+    return make
+
 
 def _parts(value: Any, depth: int) -> Iterator[Any]:
     """Yield what a container holds in which a graph is looked for."""
     if depth <= 0:
         return
-    if isinstance(value, dict):
-        yield from list(value.values())
-    elif isinstance(value, tuple):
-        yield from value
+    if type(value) in _DICTS:
+        yield from list(value.values()) if len(value) <= _MANY else ()
+    elif isinstance(value, tuple) or type(value) is list:
+        yield from list(value) if len(value) <= _MANY else ()
     elif isinstance(value, functools.partial):
         yield from (value.func, *value.args, *value.keywords.values())
     elif isinstance(value, MethodType):
         yield value.__func__
-    elif isinstance(value, RunnableBindingBase):
-        yield value.bound
-    elif isinstance(value, RunnableSequence):
-        yield from value.steps
+        yield from (held for _, held in _attributes(value.__self__))
+    else:
+        yield from _called_by(value).values()
+
+
+def _called_by(value: Any) -> dict[str, Any]:
+    """Return what a Runnable or task calls, by the names it has there."""
+    for kind, names in _PLACES.items():
+        if isinstance(value, kind):
+            found = {name: getattr(value, name, None) for name in names}
+            return {name: part for name, part in found.items() if part is not None}
+    return {}
 
 
 def _held(func: FunctionType) -> Iterator[Any]:
@@ -246,18 +458,24 @@ def _content(cell: CellType) -> Iterator[Any]:
 
 
 def _globals_used(func: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield the graphs, and the functions of the same module, that `func` names.
+    """Yield what may hold a graph, and functions of the same module, that `func` names.
 
     Not for a function that writes globals: it would write to a copy.
     """
-    operations = _operations(func.__code__)
-    if any(operation in _WRITES_GLOBALS for operation, _ in operations):
-        return
-    for operation, name in operations:
-        value = func.__globals__.get(name) if operation == "LOAD_GLOBAL" else None
+    for name in _globals_read(func.__code__):
+        value = func.__globals__.get(name)
         mine = getattr(value, "__globals__", None) is func.__globals__
-        if mine or isinstance(value, (Pregel, RunnableBindingBase, RunnableSequence)):
+        if mine or isinstance(value, _NAMED):
             yield name, value
+
+
+@functools.lru_cache(maxsize=1024)
+def _globals_read(code: CodeType) -> tuple[str, ...]:
+    """Return the globals that a function reads; none if it writes any."""
+    operations = _operations(code)
+    if any(operation in _WRITES_GLOBALS for operation, _ in operations):
+        return ()
+    return tuple(name for operation, name in operations if operation == "LOAD_GLOBAL")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -282,7 +500,7 @@ def handing_up(graph: Any) -> Any:
 
 
 class _HandingUp(Pregel[Any, Any, Any, Any]):
-    """What a graph called inside a tool gains; mixed into its class."""
+    """What a graph called inside a function gains; mixed into its class."""
 
     def invoke(self, *args: Any, **kwargs: Any) -> Any:
         return _closed(super().invoke(*args, **kwargs))

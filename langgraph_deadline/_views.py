@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
-from uuid import NAMESPACE_OID, uuid5
 from weakref import WeakKeyDictionary
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import CheckpointTuple
 
-from . import _clock
 from ._channels import CUT
-from ._langgraph import CONF, CONFIG_KEY_CHECKPOINT_NS
-from ._record import RECORD_KEY, Record, epoch, load, spent_before
+from ._record import RECORD_KEY
+from ._resume import PARENT, begin_load, early_record, end_load, note_saved
 from ._run import Run
 from ._scope import Scope, current
 from .errors import Cause, RunCut
@@ -100,13 +97,13 @@ def _saver_class(cls: type[Any]) -> type[Any]:
         if run is None or run.saved.loaded:
             return found
         asked: dict[str, Any] = {}
-        for source in _begin_load(run, config, found):
-            if source == _PARENT:
+        for source in begin_load(run, config, found):
+            if source == PARENT:
                 asked[source] = cls.get_tuple(self, found.parent_config)
             else:
                 listed = cls.list(self, config, filter={"source": source}, limit=1)
-                asked[source] = next(iter(listed), None)
-        return _end_load(run, found, asked)
+                asked[source] = _first(iter(listed))
+        return end_load(run, found, asked)
 
     @functools.wraps(cls.aget_tuple)
     async def aget_tuple(self: Any, config: RunnableConfig) -> Any:
@@ -115,27 +112,29 @@ def _saver_class(cls: type[Any]) -> type[Any]:
         if run is None or run.saved.loaded:
             return found
         asked: dict[str, Any] = {}
-        for source in _begin_load(run, config, found):
-            if source == _PARENT:
+        for source in begin_load(run, config, found):
+            if source == PARENT:
                 asked[source] = await cls.aget_tuple(self, found.parent_config)
             else:
                 listed = cls.alist(self, config, filter={"source": source}, limit=1)
-                asked[source] = await anext(listed, None)
-        return _end_load(run, found, asked)
+                asked[source] = await _afirst(listed)
+        return end_load(run, found, asked)
 
     @functools.wraps(cls.put)
     def put(self: Any, *args: Any, **kwargs: Any) -> Any:
         _check_may_write("checkpointer")
-        saved = _saved(cls.put(self, *args, **kwargs))
-        if (due := _early_record(args)) is not None:
+        run = _engine_run()
+        saved = note_saved(run, cls.put(self, *args, **kwargs))
+        if (due := early_record(run, args)) is not None:
             cls.put_writes(self, *due)
         return saved
 
     @functools.wraps(cls.aput)
     async def aput(self: Any, *args: Any, **kwargs: Any) -> Any:
         _check_may_write("checkpointer")
-        saved = _saved(await cls.aput(self, *args, **kwargs))
-        if (due := _early_record(args)) is not None:
+        run = _engine_run()
+        saved = note_saved(run, await cls.aput(self, *args, **kwargs))
+        if (due := early_record(run, args)) is not None:
             await cls.aput_writes(self, *due)
         return saved
 
@@ -150,6 +149,28 @@ def _saver_class(cls: type[Any]) -> type[Any]:
             "aput_writes": _fenced("checkpointer", "aput_writes", cls.aput_writes),
         },
     )
+
+
+# Savers hold a lock while they list, until that is closed. It must not be left to the
+# garbage collector, for the next thing we ask for needs the lock.
+
+
+def _first(listed: Any) -> Any:
+    """Return the first of what a checkpointer lists, `None` if there is none."""
+    try:
+        return next(listed, None)
+    finally:
+        if (close := getattr(listed, "close", None)) is not None:
+            close()
+
+
+async def _afirst(listed: Any) -> Any:
+    """As `_first`."""
+    try:
+        return await anext(listed, None)
+    finally:
+        if (close := getattr(listed, "aclose", None)) is not None:
+            await close()
 
 
 def _store_class(cls: type[Any]) -> type[Any]:
@@ -241,128 +262,3 @@ def store_view(store: Any) -> Any:
 def cache_view(cache: Any) -> Any:
     """Return the view of a cache."""
     return _view(cache, _cache_class)
-
-
-# The record, as the run's engine loads and saves checkpoints.
-
-
-_PARENT = "parent"
-
-
-def _namespace(config: RunnableConfig) -> str:
-    namespace: str = config[CONF].get(CONFIG_KEY_CHECKPOINT_NS) or ""
-    return namespace
-
-
-def _begin_load(
-    run: Run, config: RunnableConfig, found: CheckpointTuple | None
-) -> list[str]:
-    """Take the record from a loaded checkpoint; return what else has to be looked up.
-
-    The answer names sources of checkpoints: the newest `input` one says when the run
-    began, the newest `loop` one when it was last seen at work. The `parent` of a state
-    that was edited may have the record.
-    """
-    saved = run.saved
-    saved.loaded = True
-    saved.namespace = _namespace(config)
-    if found is None:
-        return []
-    saved.config = found.config
-    pending = found.pending_writes or []
-    written = [w for w in pending if w[1] == RECORD_KEY]
-    # Those of tasks stay where they are: without them a task that wrote nothing else
-    # would look unfinished.
-    own = {_record_task(n) for n in range(len(written))}
-    saved.sequence = sum(w[0] in own for w in written)
-    if saved.sequence:
-        pending[:] = [w for w in pending if w[0] not in own]
-    saved.record = _record_in(found, [value for _, _, value in written])
-    source = found.metadata.get("source")
-    asked: list[str] = []
-    edited = source in ("update", "fork") and found.parent_config is not None
-    if saved.record is None and edited:
-        asked.append(_PARENT)
-    if saved.new_input or run.policy.clock == "restart":
-        return asked
-    if saved.record is None and source != "input":
-        asked.append("input")
-    if source in ("update", "fork"):
-        asked.append("loop")
-    return asked
-
-
-def _record_in(found: CheckpointTuple, written: Sequence[Any]) -> Record | None:
-    """Return a checkpoint's newest record: one `written` to it, or in its state."""
-    records = [r for r in (load(value) for value in written) if r is not None]
-    if records:
-        return max(records, key=lambda record: record.sequence)
-    return load(found.checkpoint["channel_values"].get(RECORD_KEY))
-
-
-def _end_load(
-    run: Run, found: CheckpointTuple | None, asked: Mapping[str, CheckpointTuple | None]
-) -> CheckpointTuple | None:
-    """Give the run what it has left, or, for a new input, what has to be cleared."""
-    record = run.saved.record
-    if (parent := asked.get(_PARENT)) is not None:
-        pending = parent.pending_writes or []
-        record = _record_in(parent, [w[2] for w in pending if w[1] == RECORD_KEY])
-    if run.saved.new_input:
-        run.saved.reset = record is not None and not record.resumable
-        run.saved.record = None
-    elif found is not None:
-        times = {
-            source: epoch(other.checkpoint["ts"]) if other is not None else None
-            for source, other in asked.items()
-        }
-        seen = epoch(found.checkpoint["ts"])
-        spent = spent_before(
-            record,
-            clock=run.policy.clock,
-            began=times.get("input", seen),
-            last_seen=times.get("loop", seen),
-            now=_clock.wall(),
-        )
-        run.resume(record, spent)
-    return found
-
-
-def _saved(config: RunnableConfig) -> RunnableConfig:
-    run = _engine_run()
-    if run is not None and _namespace(config) == run.saved.namespace:
-        run.saved.config = config
-        run.saved.sequence = 0
-    return config
-
-
-def _early_record(put: tuple[Any, ...]) -> tuple[Any, list[Any], str] | None:
-    """Return what to store beside a run's input, if nothing else can keep its budget.
-
-    A functional graph has one superstep: the record that its entrypoint writes comes
-    at its end, too late for a run that is killed.
-    """
-    run = _engine_run()
-    _, _, metadata, _ = put
-    if run is None or not run.saved.one_superstep or run.asked_budget is None:
-        return None
-    if metadata.get("source") != "input":
-        return None
-    began = run.started_wall
-    return record_writes(run, Record("running", 0.0, began, began, run.asked_budget))
-
-
-def record_writes(run: Run, record: Record) -> tuple[Any, list[Any], str] | None:
-    """Return the arguments of `put_writes` that store `record`, if it can be."""
-    saved = run.saved
-    if saved.config is None:
-        return None
-    numbered = record.numbered(saved.sequence)
-    task_id = _record_task(saved.sequence)
-    saved.sequence += 1
-    return saved.config, [(RECORD_KEY, numbered.dump())], task_id
-
-
-def _record_task(sequence: int) -> str:
-    """Return the task id under which record `sequence` of a checkpoint is stored."""
-    return str(uuid5(NAMESPACE_OID, f"{RECORD_KEY}:{sequence}"))

@@ -648,7 +648,7 @@ def test_c4_an_async_straggler_starts_nothing(how: How, event: str) -> None:
     driven = trial.drive(trial.compile(one_node(bad), "fallback"))
     assert driven.values["log"] == ["degrade"]
     assert seen == []
-    if event != "own graph":
+    if "graph" not in event:  # a graph may end with the state it has, here: none
         assert len(errors) == 1
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 from uuid import uuid4
@@ -26,7 +27,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.func import entrypoint, task
 from langgraph.graph import START
-from langgraph.types import Command, interrupt
+from langgraph.types import Command, Send, interrupt
 
 from langgraph_deadline import (
     DeadlineExceeded,
@@ -39,6 +40,7 @@ from langgraph_deadline import (
     remaining,
     with_deadline,
 )
+from langgraph_deadline._resume import _has_ended as has_ended
 from langgraph_deadline.testing import VirtualClock, run_virtual
 
 KEY = "__deadline__"
@@ -806,6 +808,451 @@ def test_c10_a_question_beside_a_cut_node_is_still_answered_by_the_fallback(
     assert bench.ran == []
 
 
+class Reversed(InMemorySaver):
+    """Lists what is stored beside a checkpoint in the other order."""
+
+    def get_tuple(self, config: Any) -> Any:
+        """Return a checkpoint."""
+        found = super().get_tuple(config)
+        if found is not None and found.pending_writes:
+            found.pending_writes.reverse()
+        return found
+
+
+@pytest.mark.parametrize("how", ASYNC)
+@pytest.mark.parametrize("saver", [InMemorySaver, Reversed])
+def test_c10_the_answer_beside_a_cut_goes_on_in_the_reserve_in_any_order(
+    saver: type[Any], how: How
+) -> None:
+    """The record of the question is newer than that of the cut, for every saver."""
+    bench = Bench(how, saver=saver())
+    builder = StateGraph(State)
+    builder.add_node("ask", bench.node("ask", "?"))
+    builder.add_node("hang", bench.node("hang", HOUR))
+    builder.add_node("fallback", bench.node("fallback"))
+    builder.add_edge(START, "ask")
+    builder.add_edge(START, "hang")
+    graph = builder.compile(checkpointer=bench.saver, deadline=10, fallback="fallback")
+    bench.turn(graph, {"log": []})
+    bench.clock.advance(HOUR)
+    second = bench.turn(graph, RESUME)
+    assert second.report.outcome == "deadline"
+    assert bench.ran == ["ask", "fallback"]
+    assert bench.left == [2, 2]
+
+
+def ask_beside_a_cut(bench: Bench, policy: Any, hangs: list[bool]) -> Any:
+    """Return a graph in which one branch asks while another hangs, as long as told."""
+
+    async def hang(state: State) -> Any:
+        bench.ran.append("hang")
+        await asyncio.sleep(HOUR if hangs[-1] else 0)
+        return {"log": ["hang"]}
+
+    builder = StateGraph(State)
+    builder.add_node("ask", bench.node("ask", 1.0, "?"))
+    builder.add_node("hang", hang)
+    builder.add_node("after", bench.node("after", 1.0))
+    builder.add_edge(START, "ask")
+    builder.add_edge(START, "hang")
+    builder.add_edge("ask", "after")
+    return builder.compile(checkpointer=bench.saver, deadline=policy)
+
+
+@pytest.mark.parametrize("how", ASYNC)
+@pytest.mark.parametrize("clock", ["active", "wall", "restart"])
+@pytest.mark.parametrize("mode", ["raise", "return"])
+def test_c10_an_answer_to_a_question_beside_a_cut_has_a_fresh_budget(
+    mode: str, clock: str, how: How
+) -> None:
+    """Without a fallback the run was cut: who asked goes on with the answer."""
+    bench = Bench(how)
+    hangs = [True]
+    policy = DeadlinePolicy(seconds=10, on_exceeded=mode, clock=clock)
+    graph = ask_beside_a_cut(bench, policy, hangs)
+    first = bench.turn(graph, {"log": []})
+    assert first.elapsed == 10
+    assert first.reports[-1].outcome == "deadline"
+    hangs.append(False)
+    bench.clock.advance(HOUR)
+    second = bench.turn(graph, RESUME)
+    assert second.error is None
+    assert bench.left == [10, 9]
+    assert bench.ran == ["ask", *(["hang"] if mode == "raise" else []), "after"]
+    done = ["ask:yes", *(["hang"] if mode == "raise" else []), "after"]
+    assert second.values["log"] == done
+    assert second.report.outcome == "completed"
+    assert graph.get_state(bench.config).next == ()
+
+
+@pytest.mark.parametrize("how", ASYNC)
+@pytest.mark.parametrize("mode", ["raise", "return"])
+def test_c10_a_question_asked_again_after_a_cut_waits_uncharged(
+    mode: str, how: How
+) -> None:
+    """A resume without the answer asks once more; only what it worked is spent."""
+    bench = Bench(how)
+    hangs = [True]
+    policy = DeadlinePolicy(seconds=10, on_exceeded=mode)
+    graph = ask_beside_a_cut(bench, policy, hangs)
+    bench.turn(graph, {"log": []})
+    hangs.append(False)
+    bench.clock.advance(HOUR)
+    assert interrupted(bench.turn(graph, None))
+    assert bench.left == [10]
+    bench.clock.advance(HOUR)
+    third = bench.turn(graph, RESUME)
+    assert third.error is None
+    assert bench.left == [9, 8]
+
+
+@pytest.mark.realtime
+@pytest.mark.parametrize("mode", ["raise", "return"])
+@pytest.mark.parametrize("how", SYNC)
+def test_c10_an_answer_beside_a_cut_thread_has_a_fresh_budget(
+    mode: str, how: How
+) -> None:
+    """The same where the branch that was cut is a thread."""
+    bench = Bench(how)
+    takes = [1.6]
+
+    def ask(state: State) -> Any:
+        bench.left.append(remaining())
+        return {"log": [interrupt("?")]}
+
+    def hang(state: State) -> None:
+        time.sleep(takes[-1])
+
+    builder = StateGraph(State).add_node(ask).add_node(hang)
+    builder.add_edge(START, "ask").add_edge(START, "hang")
+    policy = DeadlinePolicy(seconds=1, on_exceeded=mode)
+    graph = builder.compile(checkpointer=bench.saver, deadline=policy)
+    assert drive(graph, {"log": []}, how, bench.config).elapsed < 1.5
+    takes.append(0)
+    second = drive(graph, RESUME, how, bench.config)
+    assert second.error is None
+    assert second.values["log"] == ["yes"]
+    assert bench.left[-1] > 0.5
+
+
+@pytest.mark.parametrize("how", ASYNC)
+@pytest.mark.parametrize("parent", [None, 100])
+@pytest.mark.parametrize("mode", ["raise", "return"])
+def test_c10_a_subgraph_that_asks_beside_its_cut_has_a_fresh_budget(
+    mode: str, parent: float | None, how: How
+) -> None:
+    """A nested run keeps its own record: it was cut, whatever its parent has left."""
+    bench = Bench(how)
+    hangs = [True]
+    policy = DeadlinePolicy(seconds=10, on_exceeded=mode)
+    inner = ask_beside_a_cut(bench, policy, hangs)
+    inner.checkpointer = None
+    graph = bench.graph(parent, {"inner": inner})
+    bench.turn(graph, {"log": []})
+    assert bench.ran == ["ask", "hang"]
+    hangs.append(False)
+    bench.clock.advance(HOUR)
+    second = bench.turn(graph, RESUME)
+    assert second.error is None
+    assert bench.left == [10, 9]
+    assert second.values["log"][0] == "ask:yes"
+
+
+@pytest.mark.parametrize("how", ASYNC)
+def test_c10_a_question_that_the_deadline_left_open_can_be_answered(
+    how: How,
+) -> None:
+    """What the fallback leads to asks while more of it hangs: nothing is left then."""
+    bench = Bench(how)
+    hangs = [True]
+
+    async def more(state: State) -> Any:
+        await asyncio.sleep(HOUR if hangs[-1] else 0)
+
+    builder = StateGraph(State)
+    builder.add_node("hang", bench.node("hang", HOUR))
+    builder.add_node("fallback", bench.node("fallback"))
+    builder.add_node("ask", bench.node("ask", "?"))
+    builder.add_node("more", more)
+    builder.add_edge(START, "hang")
+    builder.add_edge("fallback", "ask")
+    builder.add_edge("fallback", "more")
+    graph = builder.compile(checkpointer=bench.saver, deadline=10, fallback="fallback")
+    first = bench.turn(graph, {"log": []})
+    assert first.elapsed == 10
+    hangs.append(False)
+    bench.clock.advance(HOUR)
+    second = bench.turn(graph, RESUME)
+    assert second.error is None
+    assert bench.ran == ["ask"]
+    assert second.values["log"] == ["fallback", "ask:yes"]
+
+
+@pytest.mark.parametrize("how", ASYNC)
+@pytest.mark.parametrize("mode", ["raise", "return"])
+def test_c8_a_new_input_after_a_question_beside_a_cut_is_clean(
+    mode: str, how: How
+) -> None:
+    """A barrier that the run before left half full does not fire in the next one."""
+    bench = Bench(how)
+    asks = [True]
+
+    async def ask(state: State) -> Any:
+        return {"log": [interrupt("?") if asks[-1] else "asked"]}
+
+    builder = StateGraph(State)
+    builder.add_node("quick", bench.node("quick"))
+    builder.add_node("ask", ask)
+    builder.add_node("hang", bench.node("hang", HOUR))
+    builder.add_node("both", bench.node("both"))
+    builder.add_node("begin", lambda state: None)
+    builder.add_edge(START, "begin")
+    builder.add_conditional_edges("begin", lambda _: "quick" if asks[-1] else "ask")
+    builder.add_edge("quick", "ask")
+    builder.add_edge("quick", "hang")
+    builder.add_edge(["quick", "ask"], "both")
+    policy = DeadlinePolicy(seconds=10, on_exceeded=mode)
+    graph = builder.compile(checkpointer=bench.saver, deadline=policy)
+    bench.turn(graph, {"log": []})
+    assert bench.ran == ["quick", "hang"]
+    asks.append(False)
+    second = bench.turn(graph, {"log": ["next"]})
+    assert second.error is None
+    assert second.values["log"][-1] == "asked"
+    assert bench.ran == []
+
+
+# A thread whose run has completed.
+
+
+class Dated(InMemorySaver):
+    """Dates checkpoints by the clock of the test: what was spent is told by them."""
+
+    def put(self, config: Any, checkpoint: Any, *rest: Any) -> Any:
+        """Save a checkpoint as of now."""
+        now = datetime.fromtimestamp(_clock.wall(), UTC).isoformat()
+        return super().put(config, {**checkpoint, "ts": now}, *rest)
+
+
+def edit(bench: Bench, graph: Any, as_node: str, config: Any = None) -> None:
+    """Edit the state of the bench's thread at the time its clock shows."""
+    config = config or bench.config
+    if bench.how in SYNC:
+        with bench.time():
+            graph.update_state(config, {"log": ["edited"]}, as_node=as_node)
+    else:
+        change = graph.aupdate_state(config, {"log": ["edited"]}, as_node=as_node)
+        run_virtual(change, clock=bench.clock)
+
+
+def completed(bench: Bench, policy: Any) -> Any:
+    """Return the graph of a run that waited an hour for a person and has completed."""
+    bench.saver = Dated()
+    graph = bench.asks(policy)
+    assert interrupted(bench.turn(graph, {"log": []}))
+    bench.clock.advance(HOUR)
+    assert bench.turn(graph, RESUME).report.outcome == "completed"
+    return graph
+
+
+@pytest.mark.parametrize("how", ALL)
+@pytest.mark.parametrize("clock", ["active", "wall"])
+@pytest.mark.parametrize("edits", [1, 2])
+def test_c10_what_follows_on_a_completed_run_is_not_charged_for_it(
+    edits: int, clock: str, how: How
+) -> None:
+    """State edited after the end is gone on with, in a budget of its own."""
+    bench = Bench(how)
+    # Under "wall" it had to be answered in time.
+    seconds = 10 if clock == "active" else 2 * HOUR
+    graph = completed(bench, DeadlinePolicy(seconds=seconds, clock=clock))
+    bench.clock.advance(2 * HOUR)
+    for _ in range(edits):
+        edit(bench, graph, "ask")
+    again = bench.turn(graph, None)
+    assert again.error is None
+    assert bench.ran == ["after"]
+    assert bench.left == [seconds]
+    assert again.report.outcome == "completed"
+    assert again.report.elapsed == 1
+    assert KEY not in bench.newest().checkpoint["channel_values"]
+
+
+@pytest.mark.parametrize("how", ALL)
+@pytest.mark.parametrize("inputs", [None, RESUME])
+def test_c10_a_resume_of_a_completed_run_is_no_late_one(inputs: Any, how: How) -> None:
+    """Where nothing is left to do, nothing is charged, and nothing is reported cut."""
+    bench = Bench(how)
+    graph = completed(bench, 10)
+    again = bench.turn(graph, inputs)
+    assert again.error is None
+    assert bench.ran == []
+    assert again.report.outcome == "completed"
+    assert again.report.elapsed == 0
+
+
+@pytest.mark.parametrize("how", ALL)
+def test_c10_a_kill_after_a_completed_run_was_edited_charges_what_was_worked(
+    how: How,
+) -> None:
+    """What goes on without an input of its own says itself when it began."""
+    bench = Bench(how)
+    bench.saver = Dated()
+    savers: list[Any] = []
+
+    def last(state: State) -> None:
+        bench.left.append(remaining())
+        savers.append(left_by_a_kill(bench.saver))
+
+    async def alast(state: State) -> None:
+        last(state)
+
+    def graph() -> Any:
+        nodes = {
+            "ask": bench.node("ask", "?"),
+            "work": bench.node("work", 3.0),
+            "last": last if how in SYNC else alast,
+        }
+        return bench.graph(10, nodes)
+
+    bench.turn(graph(), {"log": []}, durability="sync")
+    bench.clock.advance(HOUR)
+    bench.turn(graph(), RESUME, durability="sync")
+    bench.clock.advance(HOUR)
+    edit(bench, graph(), "ask")
+    bench.clock.advance(HOUR)
+    bench.turn(graph(), None, durability="sync")
+    assert bench.left == pytest.approx([10, 7], abs=1e-3)
+    bench.saver = savers[-1]
+    bench.clock.advance(HOUR)
+    assert bench.turn(graph(), None).error is None
+    assert bench.left == pytest.approx([7], abs=1e-3)
+
+
+@pytest.mark.parametrize("how", ASYNC)
+def test_c10_a_kill_after_a_cut_run_was_resumed_charges_the_resume_alone(
+    how: How,
+) -> None:
+    """What the run had used before it was cut does not come back by a kill."""
+    bench = Bench(how)
+    bench.saver = Dated()
+    savers: list[Any] = []
+    takes = [HOUR]
+
+    async def work(state: State) -> None:
+        await asyncio.sleep(takes[-1])
+
+    async def last(state: State) -> None:
+        bench.left.append(remaining())
+        savers.append(left_by_a_kill(bench.saver))
+
+    def graph() -> Any:
+        return bench.graph(10, {"work": work, "last": last})
+
+    cut = bench.turn(graph(), {"log": []}, durability="sync")
+    assert isinstance(cut.error, DeadlineExceeded)
+    bench.clock.advance(HOUR)
+    takes.append(3.0)
+    assert bench.turn(graph(), None, durability="sync").error is None
+    assert bench.left == pytest.approx([7], abs=1e-3)
+    assert KEY not in bench.newest().checkpoint["channel_values"]
+    bench.saver = savers[-1]
+    bench.clock.advance(HOUR)
+    assert bench.turn(graph(), None).error is None
+    assert bench.left == pytest.approx([7], abs=1e-3)
+
+
+@pytest.mark.parametrize("how", ALL)
+def test_c10_a_killed_run_that_is_edited_is_still_charged(how: How) -> None:
+    """A run that was killed with work left has no end: what it used stays spent."""
+    bench = Bench(how)
+    bench.saver = Dated()
+    savers: list[Any] = []
+
+    def last(state: State) -> None:
+        bench.left.append(remaining())
+        savers.append(left_by_a_kill(bench.saver))
+
+    async def alast(state: State) -> None:
+        last(state)
+
+    nodes = {"work": bench.node("work", 3.0), "last": last if how in SYNC else alast}
+    bench.turn(bench.graph(10, nodes), {"log": []}, durability="sync")
+    bench.saver = savers[0]
+    graph = bench.graph(10, nodes)
+    bench.clock.advance(HOUR)
+    edit(bench, graph, "work")
+    bench.clock.advance(HOUR)
+    bench.turn(graph, None)
+    assert bench.left == pytest.approx([7], abs=1e-3)
+
+
+@pytest.mark.parametrize("how", ALL)
+def test_c10_a_branch_off_an_earlier_state_is_charged_up_to_there(how: How) -> None:
+    """Time travel: what came after the state that was edited is not of this branch."""
+    bench = Bench(how)
+    graph = completed(bench, 10)
+    earlier = next(
+        s for s in graph.get_state_history(bench.config) if s.next == ("after",)
+    )
+    edit(bench, graph, "ask", earlier.config)
+    assert bench.turn(graph, None).error is None
+    assert bench.left == pytest.approx([5], abs=1e-3)
+
+
+@pytest.mark.parametrize("how", ASYNC)
+def test_c10_a_cut_is_known_after_the_state_was_edited(how: How) -> None:
+    """The record of a cut, beside a checkpoint, is newer than the one in its state."""
+    bench = Bench(how)
+    bench.saver = Dated()
+    nodes = {
+        "ask": bench.node("ask", 4.0, "?"),
+        "work": bench.node("work", 1.0),
+        "slow": bench.node("slow", 9.0),
+    }
+    graph = bench.graph(10, nodes)
+    bench.turn(graph, {"log": []})
+    cut = bench.turn(graph, RESUME)
+    assert isinstance(cut.error, DeadlineExceeded)
+    edit(bench, graph, "work")
+    bench.clock.advance(HOUR)
+    again = bench.turn(graph, None)
+    assert again.error is None
+    assert bench.left == [10]
+
+
+@pytest.mark.parametrize("kind", ["graph", "entrypoint"])
+def test_c10_what_a_completed_run_left_is_told_from_what_a_killed_one_did(
+    kind: str,
+) -> None:
+    """Barriers, deferred nodes, `Send`s: each checkpoint says if there is work left."""
+    bench = Bench("invoke")
+    if kind == "entrypoint":
+        graph = with_deadline(entrypoint(checkpointer=bench.saver)(lambda x: x), 10)
+    else:
+        builder = StateGraph(State)
+        for name in "abcef":
+            builder.add_node(name, bench.node(name))
+        builder.add_node("d", bench.node("d"), defer=True)
+        builder.add_node("g", bench.node("g"), defer=True)
+        builder.add_edge(START, "a")
+        builder.add_edge(START, "b")
+        builder.add_edge(["a", "b"], "c")
+        builder.add_edge("c", "d")
+        builder.add_conditional_edges("d", lambda s: [Send("e", s), Send("e", s)])
+        builder.add_edge(["c", "d"], "f")
+        builder.add_edge(["e", "f"], "g")
+        graph = builder.compile(checkpointer=bench.saver, deadline=10)
+    for _ in range(2):
+        bench.turn(graph, {"log": []})
+    seen = set()
+    for snapshot in graph.get_state_history(bench.config):
+        saved = bench.saver.get_tuple(snapshot.config)
+        assert has_ended(saved) == (not snapshot.next)
+        seen.update(snapshot.next or ["end"])
+    assert seen == ({"__start__", "end", *"abcdefg"} if kind == "graph" else seen)
+
+
 # The record.
 
 
@@ -1106,6 +1553,21 @@ def test_c10_a_run_is_resumed_from_a_database(
         bench.clock.advance(5)
     assert bench.left[0] == {"active": 26, "wall": 21, "restart": 30}[clock]
     assert driven.report.outcome == "completed"
+
+
+@pytest.mark.parametrize("edits", [1, 2])
+def test_c10_a_database_tells_of_a_run_whose_state_was_edited(
+    edits: int, database: tuple[str, str]
+) -> None:
+    """A saver that holds a lock while it lists is asked for one thing at a time."""
+    bench = Bench("invoke")
+    with open_saver(*database) as bench.saver:
+        graph = bench.asks(30)
+        bench.turn(graph, {"log": []}, deadline=10)
+        for _ in range(edits):
+            edit(bench, graph, "work")
+        assert bench.turn(graph, RESUME).error is None
+    assert bench.left == [6, 5]
 
 
 @pytest.mark.realtime

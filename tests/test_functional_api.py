@@ -604,6 +604,37 @@ def test_functional_an_interrupt_is_not_work(how: How) -> None:
     assert seen[-1] > 3 * 0.8 - 0.45
 
 
+@pytest.mark.parametrize("how", ASYNC)
+@pytest.mark.parametrize("mode", ["raise", "return"])
+def test_functional_an_answer_to_a_question_beside_a_cut_has_a_fresh_budget(
+    mode: str, how: How
+) -> None:
+    """A task asks while another one is cut: the entrypoint goes on with the answer."""
+    bench = Bench(how, {"hangs": 60.0})
+    seen: list[float] = []
+
+    @task
+    async def ask() -> str:
+        seen.append(remaining())
+        return str(interrupt("?"))
+
+    @entrypoint(checkpointer=InMemorySaver())
+    async def flow(value: str) -> str:
+        return " ".join(await asyncio.gather(ask(), bench.tasks["hangs"](value)))
+
+    policy = DeadlinePolicy(seconds=10, on_exceeded=mode)
+    graph = with_deadline(flow, policy)
+    cut = drive(graph, "x", how, THREAD, virtual=True)
+    assert cut.elapsed == 10
+    assert cut.report.outcome == "deadline"
+    bench.times["hangs"] = 1.0
+    again = drive(graph, Command(resume="yes"), how, THREAD, virtual=True)
+    assert again.error is None
+    assert again.values == "yes xhangs"
+    assert seen == [10, 10]
+    assert again.report.outcome == "completed"
+
+
 @pytest.mark.parametrize("how", ALL)
 def test_functional_a_cut_task_is_not_cached(how: How) -> None:
     """A task that was cut is computed the next time; one that finished is not."""

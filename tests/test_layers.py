@@ -49,7 +49,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_stragglers",),
     ("_run",),
     ("_channels", "_charges", "_ending", "_guard", "_verdict", "control"),
-    ("_admission", "callbacks"),
+    ("_admission", "_resume", "callbacks"),
     ("_begin", "_calls", "_sequence", "_tasks", "_views"),
     ("_fence", "_notes", "_streams", "_tool_call"),
     ("_compensation", "_drive", "_process_serve", "_runnables", "nodes"),

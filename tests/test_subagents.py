@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from copy import copy as copy_of
 from pathlib import Path
 from typing import Any, cast
 
@@ -631,6 +632,162 @@ def test_graphs_are_found_where_functions_keep_things(kind: str) -> None:
     }[kind]
     assert is_bounded(adopted(func)())
     assert not is_bounded(func())
+
+
+def test_a_list_is_seen_as_it_is_at_any_time() -> None:
+    """As a dict is: with what is added later, and writes that reach the original."""
+    graphs: list[Any] = [1, graph_of()]
+
+    def everything() -> Any:
+        return graphs
+
+    shown = adopted(everything)()
+    graphs.append(graph_of())
+    shown.append(2)
+    shown[0] = 3
+    assert graphs[0] == 3
+    assert isinstance(shown, list)
+    for seen in (
+        shown,
+        [*shown],
+        shown[:],
+        shown.copy(),
+        [] + shown,  # noqa: RUF005 - it is what a list does
+        shown + [],  # noqa: RUF005
+        shown * 1,
+        copy_of(shown),
+        list(reversed(shown))[::-1],
+    ):
+        assert [type(v).__name__ for v in seen] == [type(v).__name__ for v in graphs]
+        assert all(is_bounded(seen[i]) for i in (1, 2))
+        assert (seen[0], seen[3]) == (3, 2)
+    assert shown == graphs
+    assert shown == shown.copy()
+    assert repr(shown) == repr(graphs)
+    del shown[1:3]
+    shown.sort()
+    assert graphs == shown == [2, 3]
+    assert not isinstance(graph_of(), BoundedGraph)
+
+
+def test_a_copy_of_a_dict_is_a_dict() -> None:
+    """`copy` and `deepcopy` write nothing to the original."""
+    graphs = {"one": graph_of()}
+
+    def everything() -> Any:
+        return graphs
+
+    copied = copy_of(adopted(everything)())
+    copied["two"] = 2
+    assert type(copied) is dict
+    assert list(graphs) == ["one"]
+
+
+def test_data_is_not_looked_through() -> None:
+    """A registry of graphs is small."""
+    data: list[Any] = [*range(1000), graph_of()]
+    table = dict(enumerate(data))
+
+    def read() -> Any:
+        return data, table
+
+    assert adopted(read) is read
+
+
+REGISTRY: dict[str, Any] = {}
+LISTED: list[Any] = []
+PAIR: tuple[Any, ...] = ()
+
+
+def read_globals() -> Any:
+    return REGISTRY["one"], LISTED[0], PAIR[1]
+
+
+def test_graphs_are_found_in_containers_that_a_module_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Dicts, lists and tuples, with what is put there later."""
+    monkeypatch.setitem(REGISTRY, "one", graph_of())
+    monkeypatch.setitem(globals(), "LISTED", [graph_of()])
+    monkeypatch.setitem(globals(), "PAIR", (1, graph_of()))
+    call = adopted(read_globals)
+    assert all(map(is_bounded, call()))
+    LISTED[0] = graph_of("other")
+    assert call()[1].name == "other"
+    assert all(map(is_bounded, call()))
+    assert not any(is_bounded(graph) for graph in read_globals())
+
+
+class _Keeper:
+    """Something with methods that call a graph which it keeps."""
+
+    kept: Any = None
+
+    def __init__(self, graph: Any) -> None:
+        self.graph = graph
+        self._by_name = {"one": graph}
+        self.count = 0
+
+    @property
+    def same(self) -> Any:
+        return self.graph
+
+    def all_of_it(self) -> Any:
+        return self.graph, self._by_name["one"], self.same
+
+    def call(self) -> Any:
+        self.count += 1
+        return self, self.all_of_it()
+
+
+def test_a_methods_object_is_seen_with_other_graphs() -> None:
+    """It is the same object in all else, and its attributes are the same ones."""
+    keeper = _Keeper(graph_of())
+    copy = adopted(keeper.call)
+    seen, graphs = copy()
+    assert all(map(is_bounded, graphs))
+    assert not any(is_bounded(graph) for graph in keeper.call()[1])
+    assert (keeper.count, seen.count) == (2, 2)
+    assert isinstance(seen, _Keeper)
+    assert type(seen).__name__ == "_Keeper"
+    assert seen == keeper
+    assert keeper == seen
+    assert hash(seen) == hash(keeper)
+    assert seen != _Keeper(None)
+    assert copy.__name__ == "call"
+    keeper.graph = graph_of("other")
+    assert copy()[1][0].name == "other"
+    assert is_bounded(copy()[1][0])
+    seen.graph = None
+    assert keeper.graph is None
+
+
+class _Slotted(_Keeper):
+    __slots__ = ("more",)
+
+
+class _Registering(_Keeper):
+    def __init_subclass__(cls) -> None:
+        raise AssertionError
+
+
+class _Guarding(_Keeper):
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+
+class _Table(dict[str, Any]):
+    def call(self) -> Any:
+        return self
+
+
+@pytest.mark.parametrize("kind", [_Slotted, _Registering, _Guarding])
+def test_an_object_that_is_more_than_its_attributes_is_left_alone(kind: Any) -> None:
+    """It cannot be seen as another one."""
+    keeper = kind(graph_of())
+    assert adopted(keeper.call) == keeper.call
+    table = _Table(one=graph_of())
+    assert adopted(table.call) == table.call
 
 
 class _Holder:
