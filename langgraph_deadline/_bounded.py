@@ -30,11 +30,12 @@ from ._channels import closable, leads_on
 from ._drive import LateItems, drive_astream, drive_async, drive_stream, drive_sync
 from ._ending import LastRun
 from ._fallback import Fallback, attach_fallback, draw_fallback
+from ._handing_up import handing_up
 from ._langgraph import (
     read_channels,
 )
 from ._run import Run, run_here
-from ._subagents import adopted_function, adopted_tool, handing_up
+from ._subagents import adopted_function, adopted_tool
 from ._tool_node import bounded_tool_node
 from ._views import cache_view, saver_view, store_view
 from .deadline import Deadline

@@ -12,19 +12,13 @@ from __future__ import annotations
 import copy
 import dis
 import functools
-from abc import ABCMeta
 from collections import defaultdict
 from collections.abc import (
-    Callable,
-    Iterable,
     Iterator,
-    MutableMapping,
-    MutableSequence,
 )
 from types import CellType, CodeType, FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import (
     RunnableAssign,
     RunnableBranch,
@@ -39,30 +33,12 @@ from langgraph.func import task
 from langgraph.pregel import Pregel
 
 from ._langgraph import RunnableCallable, RunnableSeq
-from ._scope import current
-
-if TYPE_CHECKING:
-    _Dict = dict[Any, Any]
-    _List = list[Any]
-else:
-
-    class _Dict(MutableMapping, dict):
-        """A dict whose every method goes by the few that its subclass has."""
-
-    class _List(MutableSequence, list):
-        """A list whose every method goes by the few that its subclass has."""
-
-
-Adopt = Callable[[Any], Any]
-"""Returns a graph so that it can be cut, and anything else as it is."""
+from ._stand_ins import MANY, Adopt, DictView, ListView, attributes_of, seen_as
 
 T = TypeVar("T", bound=BaseTool)
 
 _DEPTH = 3
 """How deep in containers and Runnables a graph is looked for."""
-
-_MANY = 100
-"""How many things a container may hold that is looked through: data is not."""
 
 _WRITES_GLOBALS = ("STORE_GLOBAL", "DELETE_GLOBAL")
 
@@ -183,9 +159,9 @@ class _Adoption:
 
     def _container(self, value: Any) -> Any:
         if type(value) in _DICTS:
-            return _View(value, self.instead)
+            return DictView(value, self.instead)
         if type(value) is list:
-            return _Items(value, self.instead)
+            return ListView(value, self.instead)
         if isinstance(value, tuple):
             parts = map(self.instead, value)
             named = getattr(type(value), "_make", None)
@@ -212,10 +188,10 @@ class _Adoption:
 
     def _method(self, method: MethodType) -> MethodType:
         owner = method.__self__
-        held = {name for name, value in _attributes(owner) if self.reaches(value)}
+        held = {name for name, value in attributes_of(owner) if self.reaches(value)}
         if held:
             cls: Any = type(owner)
-            owner = _seen_as(cls)(owner, self.instead, held)
+            owner = seen_as(cls)(owner, self.instead, held)
         return MethodType(self.instead(method.__func__), owner)
 
     def _function(self, func: FunctionType) -> FunctionType:
@@ -253,167 +229,10 @@ class _Adoption:
         used = {name for name, value in _globals_used(func) if self.reaches(value)}
         if not used:
             return func.__globals__
-        view = _View(func.__globals__, self.instead, used)
+        view = DictView(func.__globals__, self.instead, used)
         # What reads a function's globals from outside of its code looks here.
         dict.update(view, func.__globals__)
         return view
-
-
-class _View(_Dict):
-    """A dict as it is at any time, but for the graphs in it."""
-
-    # It is a dict for those who ask, and for functions whose globals it is.
-
-    def __init__(
-        self, real: dict[Any, Any], instead: Adopt, only: set[str] | None = None
-    ) -> None:
-        self._real = real
-        self._instead = instead
-        self._only = only
-
-    def __getitem__(self, key: Any) -> Any:
-        value = self._real[key]
-        if self._only is not None and key not in self._only:
-            return value
-        return self._instead(value)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._real[key] = value
-
-    def __delitem__(self, key: Any) -> None:
-        del self._real[key]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._real)
-
-    def __len__(self) -> int:
-        return len(self._real)
-
-    def __repr__(self) -> str:
-        return repr(self._real)
-
-    def copy(self) -> dict[Any, Any]:
-        return dict(self.items())
-
-    def __reduce__(self) -> Any:
-        return dict, (self.copy(),)
-
-
-class _Items(_List):
-    """A list as it is at any time, but for the graphs in it."""
-
-    def __init__(self, real: list[Any], instead: Adopt) -> None:
-        self._real = real
-        self._instead = instead
-
-    def __getitem__(self, index: Any) -> Any:
-        found = self._real[index]
-        if isinstance(index, slice):
-            return [self._instead(value) for value in found]
-        return self._instead(found)
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self._real[index] = value
-
-    def __delitem__(self, index: Any) -> None:
-        del self._real[index]
-
-    def __len__(self) -> int:
-        return len(self._real)
-
-    def __iter__(self) -> Iterator[Any]:
-        return map(self._instead, self._real)
-
-    def insert(self, index: Any, value: Any) -> None:
-        self._real.insert(index, value)
-
-    # What a sequence need not have, and a list has.
-
-    def copy(self) -> list[Any]:
-        return list(self)
-
-    def sort(self, *, key: Any = None, reverse: bool = False) -> None:
-        self._real.sort(key=key, reverse=reverse)
-
-    def __add__(self, other: Any) -> Any:
-        return list(self) + other
-
-    def __radd__(self, other: Any) -> Any:
-        return other + list(self)
-
-    def __mul__(self, times: Any) -> Any:
-        return list(self) * times
-
-    __rmul__ = __mul__
-
-    def __eq__(self, other: object) -> bool:
-        return list(self) == other or self._real == other
-
-    __hash__ = None
-
-    def __repr__(self) -> str:
-        return repr(self._real)
-
-    def __reduce__(self) -> Any:
-        return list, (list(self),)
-
-
-def _attributes(owner: Any) -> Iterable[tuple[str, Any]]:
-    """Return the attributes of a method's object, if it can be seen as another one.
-
-    Only a plain object can: one of which all that it is stands in its `__dict__`.
-    """
-    cls: Any = type(owner)
-    if type(cls) not in (type, ABCMeta) or cls.__new__ is not object.__new__:
-        return ()
-    for base in cls.__mro__:
-        own = vars(base)
-        if base in (object, Generic):
-            continue
-        if own.get("__slots__") or "__init_subclass__" in own:
-            return ()
-        if "__getattribute__" in own or "__setattr__" in own:
-            return ()
-    attributes = getattr(owner, "__dict__", {})
-    return list(attributes.items()) if len(attributes) <= _MANY else ()
-
-
-@functools.lru_cache(maxsize=256)
-def _seen_as(cls: Any) -> Callable[[Any, Adopt, set[str]], Any]:
-    """Return what makes, of an object of class `cls`, one that shares its attributes.
-
-    It is the same object for all that can be asked but `is`; only the graphs that it
-    holds are others.
-    """
-
-    def read(self: Any, name: str) -> Any:
-        value = object.__getattribute__(self, name)
-        _, instead, held = of(self)
-        changed = name in held or isinstance(value, Pregel)
-        return instead(value) if changed else value
-
-    def same(self: Any, other: Any) -> bool:
-        return of(self)[0] is (of(other)[0] if type(other) is seen else other)
-
-    def number(self: Any) -> int:
-        return hash(of(self)[0])
-
-    members: dict[str, Any] = {"__slots__": ("_deadline",), "__getattribute__": read}
-    if cls.__eq__ is object.__eq__ and cls.__hash__ is object.__hash__:
-        members |= {"__eq__": same, "__hash__": number}
-    names = ("__module__", "__qualname__", "__doc__")
-    members |= {name: getattr(cls, name) for name in names}
-    seen: Any = type(cls)(cls.__name__, (cls,), members)
-    slot = vars(seen)["_deadline"]
-    of: Callable[[Any], tuple[Any, Adopt, set[str]]] = slot.__get__
-
-    def make(owner: Any, instead: Adopt, held: set[str]) -> Any:
-        made = object.__new__(seen)
-        slot.__set__(made, (owner, instead, held))
-        object.__setattr__(made, "__dict__", owner.__dict__)
-        return made
-
-    return make
 
 
 def _parts(value: Any, depth: int) -> Iterator[Any]:
@@ -421,14 +240,14 @@ def _parts(value: Any, depth: int) -> Iterator[Any]:
     if depth <= 0:
         return
     if type(value) in _DICTS:
-        yield from list(value.values()) if len(value) <= _MANY else ()
+        yield from list(value.values()) if len(value) <= MANY else ()
     elif isinstance(value, tuple) or type(value) is list:
-        yield from list(value) if len(value) <= _MANY else ()
+        yield from list(value) if len(value) <= MANY else ()
     elif isinstance(value, functools.partial):
         yield from (value.func, *value.args, *value.keywords.values())
     elif isinstance(value, MethodType):
         yield value.__func__
-        yield from (held for _, held in _attributes(value.__self__))
+        yield from (held for _, held in attributes_of(value.__self__))
     else:
         yield from _called_by(value).values()
 
@@ -487,70 +306,3 @@ def _operations(code: CodeType) -> frozenset[tuple[str, Any]]:
         if isinstance(constant, CodeType):
             names |= _operations(constant)
     return frozenset(names)
-
-
-# What a sub-agent that was cut hands up.
-
-
-def handing_up(graph: Any) -> Any:
-    """Return `graph`, a bounded copy, so that its results are closed when it is cut."""
-    if not isinstance(graph, _HandingUp):
-        graph.__class__ = _handing_up_class(type(graph))
-    return graph
-
-
-class _HandingUp(Pregel[Any, Any, Any, Any]):
-    """What a graph called inside a function gains; mixed into its class."""
-
-    def invoke(self, *args: Any, **kwargs: Any) -> Any:
-        return _closed(super().invoke(*args, **kwargs))
-
-    async def ainvoke(self, *args: Any, **kwargs: Any) -> Any:
-        return _closed(await super().ainvoke(*args, **kwargs))
-
-
-_classes: dict[type[Any], type[Any]] = {}
-
-
-def _handing_up_class(cls: type[Any]) -> type[Any]:
-    found = _classes.get(cls)
-    if found is None:
-        names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-        found = _classes[cls] = type(cls.__name__, (_HandingUp, cls), names)
-    return found
-
-
-def _closed(result: Any) -> Any:
-    """Return an agent's result; if it was cut, with what it found as its last message.
-
-    Whoever called it looks there.
-    """
-    scope = current.get()
-    if scope is None or scope.cause_of_cut() is None or not isinstance(result, dict):
-        return result
-    messages = result.get("messages")
-    if not isinstance(messages, list) or not messages or _ended(messages[-1]):
-        return result
-    said = [message for message in messages if isinstance(message, BaseMessage)]
-    return {**result, "messages": [*messages, AIMessage(_found(said))]}
-
-
-def _ended(message: Any) -> bool:
-    """Return whether a message is the last word of an agent that finished."""
-    if not isinstance(message, AIMessage):
-        return False
-    return bool(message.text.strip()) and not message.tool_calls
-
-
-def _found(messages: list[BaseMessage]) -> str:
-    """Return what was said and found since the question, as text."""
-    questions = (i for i, m in enumerate(messages) if isinstance(m, HumanMessage))
-    lines: list[str] = []
-    for message in messages[max(questions, default=-1) + 1 :]:
-        if text := message.text.strip():
-            tool = isinstance(message, ToolMessage)
-            lines.append(f"{message.name or 'tool'}: {text}" if tool else text)
-    if not lines:
-        return "Time ran out before anything was found."
-    head = "Time ran out before the work was finished. What was found so far:"
-    return "\n".join((head, *lines))

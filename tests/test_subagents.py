@@ -43,11 +43,8 @@ from typing_extensions import TypedDict
 
 from langgraph_deadline import remaining, with_deadline
 from langgraph_deadline._bounded import BoundedGraph, adopt
-from langgraph_deadline._subagents import (
-    adopted_function,
-    adopted_tool,
-    handing_up,
-)
+from langgraph_deadline._handing_up import handing_up
+from langgraph_deadline._subagents import adopted_function, adopted_tool
 from langgraph_deadline.agents import agent_fallback
 
 
