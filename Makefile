@@ -52,7 +52,7 @@ load: $(VENV)/.with-bench ## crowds with faults, an hour of runs, a web service
 headlines: $(VENV)/.with-bench ## the headlines of the field, in virtual time
 	$(BIN)/python -m benchmarks.headlines $(ARGS)
 
-range: $(VENV)/.with-demo ## the tests on all Pythons, loops and LangGraphs that are supported (1 hour)
+range: $(VENV)/.with-demo ## the tests on all Pythons, loops and LangGraphs that are supported (40 minutes)
 	$(BIN)/python -m benchmarks.range $(ARGS)
 
 docs: $(VENV)/.with-docs ## the site, in site/

@@ -1,6 +1,6 @@
 """The tests on every Python, event loop and LangGraph that is supported.
 
-`make range`: each in an environment of its own, one after the other. Needs the Pythons
+`make range`: each in an environment of its own, two at a time. Needs the Pythons
 (as `pythonX.Y`, or from pyenv); one that is not there is a row that says so.
 """
 
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.range")
     names = [place.name for place in PLACES]
     parser.add_argument("--only", action="append", choices=names, metavar="NAME")
+    parser.add_argument("--at-once", type=int, default=2, help="places at a time")
     parser.add_argument("--quick", action="store_true", help="the contract's tests")
     parser.add_argument(
         "--output",
@@ -65,11 +67,16 @@ def interpreter(version: str) -> str | None:
     """Return the path of a Python, `None` where it is not installed."""
     if f"{sys.version_info.major}.{sys.version_info.minor}" == version:
         return sys.executable
-    if (found := shutil.which(f"python{version}")) is not None:
-        return found
     home = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found_there = sorted(home.glob(f"{version}.*/bin/python"))
-    return str(found_there[-1]) if found_there else None
+    found = [shutil.which(f"python{version}")]
+    found += map(str, sorted(home.glob(f"{version}.*/bin/python"), reverse=True))
+    return next((path for path in found if path and _runs(path)), None)
+
+
+def _runs(path: str) -> bool:
+    """Return whether this is a Python: pyenv has shims for versions not in use."""
+    tried = subprocess.run([path, "--version"], capture_output=True, check=False)
+    return tried.returncode == 0
 
 
 def tested(place: Place, *, quick: bool) -> dict[str, sheet.Value]:
@@ -82,6 +89,7 @@ def tested(place: Place, *, quick: bool) -> dict[str, sheet.Value]:
         said = _said(place, python, QUICK if quick else "")
     except subprocess.TimeoutExpired:
         said = f"failed: not done in {LONGEST} s"
+    print(f"{place.name}: {said}", file=sys.stderr, flush=True)
     return _row(place, said, time.monotonic() - began)
 
 
@@ -104,6 +112,7 @@ def _tests(
     venv = f".venv-range-{environment}"
     command = [
         "make",
+        "--no-print-directory",
         "test",
         f"PYTHON={python}",
         f"PIN={place.pin}",
@@ -124,8 +133,9 @@ def _tests(
 
 def _last_line(done: subprocess.CompletedProcess[str]) -> str:
     """Return what pytest said in the end, without how long it took."""
-    last = (done.stdout.strip() or done.stderr.strip() or "nothing").splitlines()[-1]
-    said = re.sub(r"^=+ | in [\d.]+s.*$| =+$", "", last)
+    lines = (done.stdout.strip() or done.stderr.strip() or "nothing").splitlines()
+    told = [line for line in lines if re.search(r" in [\d.]+s", line)] or lines
+    said = re.sub(r"^=+ | in [\d.]+s.*$| =+$", "", told[-1])
     return f"failed: {said}" if done.returncode and passed(said) else said
 
 
@@ -144,12 +154,11 @@ beside all others, four at a time on a machine that may be busy, are run once mo
 themselves, and both results stand here."""
 
 
-def main(chosen: Sequence[Place], *, quick: bool, folder: Path | None) -> int:
-    rows: list[dict[str, sheet.Value]] = []
-    for place in chosen:
-        print(f"{place.name} ...", file=sys.stderr, flush=True)
-        rows.append(tested(place, quick=quick))
-        print(f"  {rows[-1]['tests']}", file=sys.stderr)
+def main(
+    chosen: Sequence[Place], *, quick: bool, at_once: int, folder: Path | None
+) -> int:
+    with ThreadPoolExecutor(at_once) as pool:
+        rows = list(pool.map(lambda place: tested(place, quick=quick), chosen))
     columns = {"where": "", "tests": "", "seconds": ".0f"}
     sheets = [sheet.Sheet("Where the tests run", ABOUT, columns, rows)]
     facts = table.facts(" ".join(["python -m benchmarks.range", *sys.argv[1:]]))
@@ -173,4 +182,4 @@ if __name__ == "__main__":
     places = [p for p in PLACES if args.only is None or p.name in args.only]
     whole = args.only is None and not args.quick
     output = args.output or (RESULTS if whole else None)
-    sys.exit(main(places, quick=args.quick, folder=output))
+    sys.exit(main(places, quick=args.quick, at_once=args.at_once, folder=output))
