@@ -425,13 +425,13 @@ def test_a_window_that_is_there_is_used(chat: Chat, how: How) -> None:
 
 
 def test_an_answer_is_clamped_to_what_the_time_allows(chat: Chat, how: How) -> None:
-    with Provider(Tokens(200, gap=0.001)) as server:
+    with Provider(Tokens(600, gap=0.001)) as server:
         model = with_deadline(
-            chat(server), 1, tokens_per_second=100, time_to_first_token=0.1
+            chat(server), 5, tokens_per_second=100, time_to_first_token=0.1
         )
         called = call(model, how)
     assert called.error is None
-    assert 20 <= (server.request.max_tokens or 0) <= 90
+    assert 100 <= (server.request.max_tokens or 0) <= 490
     assert called.message.usage_metadata["output_tokens"] == server.request.max_tokens
 
 
