@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import sheet, table
 
@@ -58,7 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=Path,
-        help="folder for the table; default: `results` here, for complete runs only",
+        help="folder for the table; default: `results` here, unless it is quick",
     )
     return parser.parse_args()
 
@@ -144,14 +146,21 @@ def _failures(text: str) -> Iterator[str]:
 
 
 def _row(place: Place, said: str, took: float | None) -> dict[str, sheet.Value]:
-    return {"where": place.name, "tests": said, "seconds": took}
+    return {"where": place.name, "tests": said, "seconds": took, "commit": _commit()}
+
+
+def _commit() -> str:
+    """Return what is tested; with a plus if it was changed since."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
+    done = subprocess.run(git, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 ABOUT = """The whole suite, unless the command says `--quick`: then the tests of the
 contract, of streams and of LangGraph's internals. *uvloop*: every loop that is not in
 virtual time. *Eager tasks*: `asyncio.eager_task_factory` on every loop. Tests that fail
 beside all others, four at a time on a machine that may be busy, are run once more by
-themselves, and both results stand here."""
+themselves, and both results stand here. One place alone (`--only`) replaces its row."""
 
 
 def main(
@@ -159,13 +168,27 @@ def main(
 ) -> int:
     with ThreadPoolExecutor(at_once) as pool:
         rows = list(pool.map(lambda place: tested(place, quick=quick), chosen))
-    columns = {"where": "", "tests": "", "seconds": ".0f"}
+    columns = {"where": "", "tests": "", "seconds": ".0f", "commit": ""}
+    if folder is not None:
+        rows = _with_others(rows, folder / "range.json")
     sheets = [sheet.Sheet("Where the tests run", ABOUT, columns, rows)]
     facts = table.facts(" ".join(["python -m benchmarks.range", *sys.argv[1:]]))
     print(sheet.text(sheets, facts))
     if folder is not None:
         sheet.write("range", "The range", sheets, facts, folder)
     return 0 if all(passed(str(row["tests"])) for row in rows) else 1
+
+
+def _with_others(
+    rows: list[dict[str, sheet.Value]], file: Path
+) -> list[dict[str, sheet.Value]]:
+    """Return `rows` among those of other places that were found before."""
+    known: dict[Any, dict[str, sheet.Value]] = {}
+    if file.exists():
+        (before,) = json.loads(file.read_text())["sheets"]
+        known = {row["where"]: row for row in before["rows"]}
+    known |= {row["where"]: row for row in rows}
+    return [known[place.name] for place in PLACES if place.name in known]
 
 
 _ALL = r"\d+ passed(, \d+ (skipped|deselected|warnings?|xfailed))*"
@@ -180,6 +203,5 @@ def passed(said: str) -> bool:
 if __name__ == "__main__":
     args = arguments()
     places = [p for p in PLACES if args.only is None or p.name in args.only]
-    whole = args.only is None and not args.quick
-    output = args.output or (RESULTS if whole else None)
+    output = args.output or (None if args.quick else RESULTS)
     sys.exit(main(places, quick=args.quick, at_once=args.at_once, folder=output))

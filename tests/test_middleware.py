@@ -57,6 +57,7 @@ from langgraph_deadline import (
     remaining,
     with_deadline,
 )
+from langgraph_deadline._cut import HANDING_OVER
 from langgraph_deadline._middleware_time import TIME_KEY, RunTime
 from langgraph_deadline.agents import agent_fallback
 from langgraph_deadline.errors import ModelError
@@ -950,8 +951,10 @@ def test_it_works_beside_langchains_middleware_in_any_order(
             assert said(driven) in {"Known.", "From another model."}
         else:
             assert said(driven) == answer
-        bench.took(driven, 8.0 if answer == SORRY else driven.elapsed)
-        assert driven.elapsed <= 8.0
+        if answer == SORRY:  # before LangChain 1.4 some of them go on for a moment
+            assert 8.0 - 1e-6 <= driven.elapsed <= 8.0 + HANDING_OVER + 1e-6
+        else:
+            assert driven.elapsed <= 8.0
         model.turns[:] = ["Again."]
         driven = bench.drive(agent, ask("And now?"), on("1"))
         assert said(driven) == "Again."

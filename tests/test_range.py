@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,3 +52,15 @@ def test_a_python_that_does_not_run_is_none() -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert places.interpreter(version) == sys.executable
     assert places.interpreter("3.99") is None
+
+
+def test_one_place_alone_replaces_its_row(tmp_path: Path) -> None:
+    """The others stay, in the order of the places; nothing is kept of unknown ones."""
+    first, second = (place.name for place in places.PLACES[:2])
+    file = tmp_path / "range.json"
+    fresh: Any = [{"where": second, "tests": "2 passed"}]
+    assert places._with_others(fresh, file) == fresh
+    known = [{"where": second, "tests": "1 failed"}, {"where": "no such place"}]
+    kept: Any = {"where": first, "tests": "3 passed"}
+    file.write_text(json.dumps({"sheets": [{"rows": [kept, *known]}]}))
+    assert places._with_others(fresh, file) == [kept, *fresh]
