@@ -84,7 +84,6 @@ def drive(call: Call) -> Turn:
 async def adrive(call: Call) -> Turn:
     """As `drive`, in a task of its own where the caller is to be cancelled."""
     turn = Turn()
-    caller = asyncio.ensure_future(_caller(call, turn))
     loop = asyncio.get_running_loop()
 
     def cancel() -> None:
@@ -99,6 +98,7 @@ async def adrive(call: Call) -> Turn:
     if call.leaving in ("cancelled", "cancelled twice"):
         call.bench.on_reach.append(leave)
     began = _clock.now()
+    caller = asyncio.ensure_future(_caller(call, turn))  # an eager one begins at once
     await asyncio.wait([caller])
     turn.elapsed = _clock.now() - began
     if caller.cancelled():
